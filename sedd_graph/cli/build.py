@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_report(folder)
     write_path_to(arguments, folder)
     if arguments.json:
-        from sedd_graph.report.facts import json_object
+        from sedd_graph.store.files import json_object
 
         say_json({"run": str(folder), **json_object(folder / "certificate.json")})
     else:

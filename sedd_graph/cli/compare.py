@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
-from sedd_graph.cli.options import Verbs, add_verb
+from sedd_graph.cli.options import Verbs, add_verb, say_json
 from sedd_graph.cli.runs import print_runs
 from sedd_graph.cli.terminal import say
 
@@ -30,7 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the ``compare`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.report.compare import changed_settings, pairs, write_comparison
     from sedd_graph.runs.summary import require_run, summarise
-    from sedd_graph.store.files import plain
 
     page = Path(arguments.output)
     runs = [summarise(require_run(Path(path))) for path in dict.fromkeys(arguments.runs)]
@@ -38,14 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
     found = pairs(runs)
     if arguments.json:
         record = {
-            "runs": [{k: v for k, v in summary.record().items() if k != "settings"} for summary in runs],
+            "runs": [summary.record() for summary in runs],
             "differences": [
                 {**dataclasses.asdict(pair), "one": str(pair.one), "other": str(pair.other)} for pair in found
             ],
             "settings": dict(changed_settings(runs)),
             "page": str(page),
         }
-        say(json.dumps(plain(record), indent=2, allow_nan=False))
+        say_json(record)
         return 0
     print_runs(runs)
     for pair in found:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sedd_graph.cli.options import Verbs, add_verb
+from sedd_graph.cli.options import Verbs, add_verb, say_json
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError, suggest
 
@@ -53,7 +53,6 @@ def declare(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``runs`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.runs.summary import find_runs, summarise
-    from sedd_graph.store.files import plain
 
     folder = Path(arguments.folder)
     if not folder.is_dir():
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = _matching(found, condition)
     found = ordered(found, arguments.sort, reverse=arguments.reverse)
     if arguments.json:
-        say(json.dumps(plain([summary.record() for summary in found]), indent=2, allow_nan=False))
+        say_json([{**summary.record(), "settings": summary.settings} for summary in found])
     elif not found:
         say(f"no run folders in {folder}")
     else:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sedd_graph.cli.options import Verbs, add_device, add_verb, integer, picked_device
+from sedd_graph.cli.options import Verbs, add_device, add_verb, integer, picked_device, say_json
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import EnvironmentFault
 
@@ -80,7 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_table(sweep: Sweep, *, as_json: bool) -> None:
     """Print one row for each case, the best first, and write a page that compares the best ones."""
     from sedd_graph.report.compare import COMPARED, write_comparison
-    from sedd_graph.store.files import plain
 
     cases, many = sweep.grid.cases(), len(sweep.grid.fixed)
     found = [(number, sweep.summary(number)) for number in range(len(cases))]
@@ -92,11 +90,8 @@ def _print_table(sweep: Sweep, *, as_json: bool) -> None:
     if len(best) > 1:
         write_comparison(best, page)
     if as_json:
-        rows = [
-            {"case": n, "overrides": cases[n], **{k: v for k, v in s.record().items() if k != "settings"}}
-            for n, s in known
-        ]
-        say(json.dumps(plain({"folder": str(sweep.folder), "cases": rows}), indent=2, allow_nan=False))
+        rows = [{"case": n, "overrides": cases[n], **s.record()} for n, s in known]
+        say_json({"folder": str(sweep.folder), "cases": rows})
         return
     for number, summary in known:
         bits = "not trained" if summary.bits is None else f"{summary.bits:.4f}"

@@ -21,9 +21,9 @@ from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.evaluation.paired import ROWS_FILE, difference, row_bounds
 from sedd_graph.report import samples
 from sedd_graph.report.curves import Line, Point, curve
-from sedd_graph.report.facts import json_lines, json_object
+from sedd_graph.report.facts import json_lines
 from sedd_graph.report.render import render
-from sedd_graph.store.files import write_text
+from sedd_graph.store.files import json_object, write_text
 
 __all__ = ["COMPARED", "Compared", "Pair", "changed_settings", "pairs", "write_comparison"]
 

@@ -20,15 +20,13 @@ from sedd_graph.errors import SeddGraphError
 from sedd_graph.report.curves import Line, Point, curve
 from sedd_graph.store.arrays import array_of, read_array
 from sedd_graph.store.changes import read_changes
-from sedd_graph.store.files import read_json
+from sedd_graph.store.files import as_object, json_object
 
 __all__ = [
     "activations",
-    "as_object",
     "drawing",
     "fallbacks",
     "json_lines",
-    "json_object",
     "lock",
     "provenance",
     "results",
@@ -70,19 +68,6 @@ class Lock(NamedTuple):
 
     name: str
     text: str
-
-
-def as_object(value: object) -> dict[str, Any]:
-    """Return ``value`` if it is a dictionary, else an empty dictionary."""
-    return value if isinstance(value, dict) else {}
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """Return the object in the JSON file at ``path``, or an empty dictionary if the file is missing or invalid."""
-    try:
-        return as_object(read_json(path))
-    except SeddGraphError:
-        return {}
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from sedd_graph.evaluation.record import FRONTIER
 from sedd_graph.report.curves import Line, Point, curve
-from sedd_graph.report.facts import as_object, json_lines
+from sedd_graph.report.facts import json_lines
+from sedd_graph.store.files import as_object
 
 __all__ = ["Frontier", "frontier"]
 

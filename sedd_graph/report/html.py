@@ -21,7 +21,7 @@ from sedd_graph.errors import SeddGraphError
 from sedd_graph.report import facts, samples
 from sedd_graph.report.frontier import frontier
 from sedd_graph.report.render import render
-from sedd_graph.store.files import write_text
+from sedd_graph.store.files import json_object, write_text
 
 __all__ = ["write_report"]
 
@@ -34,7 +34,7 @@ def write_report(run: Path) -> Path:
         tokenizer = load_tokenizer(run) if (run / TOKENIZER).is_file() else None
     except SeddGraphError:
         tokenizer = None
-    certificate, graph = facts.json_object(run / "certificate.json"), facts.json_object(run / "graph.json")
+    certificate, graph = json_object(run / "certificate.json"), json_object(run / "graph.json")
     script, style = render("film.js"), render("report.css")
     page = render(
         "report.html",
@@ -44,9 +44,9 @@ def write_report(run: Path) -> Path:
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(
-            facts.json_object(run / "evaluation.json"),
+            json_object(run / "evaluation.json"),
             certificate.get("measure") or {},
-            facts.json_object(run / "evaluation-ode.json"),
+            json_object(run / "evaluation-ode.json"),
             facts.tables(run),
         ),
         film=_section("samples", samples.film, run, tokenizer),

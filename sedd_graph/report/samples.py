@@ -14,9 +14,10 @@ from markupsafe import Markup
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.evaluation.record import QUALITY, SHOWN, format_number, format_sampling
 from sedd_graph.report.curves import scatter
-from sedd_graph.report.facts import as_object, json_lines
+from sedd_graph.report.facts import json_lines
 from sedd_graph.report.film import film_data
 from sedd_graph.store.arrays import array_of, open_stored, read_array, stores
+from sedd_graph.store.files import as_object
 
 __all__ = ["edited", "film", "newest_infilled", "newest_samples", "quality"]
 

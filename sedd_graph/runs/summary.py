@@ -15,7 +15,7 @@ from typing import Any
 
 from sedd_graph.blueprint.yaml import read_yaml
 from sedd_graph.errors import SeddGraphError, UserError
-from sedd_graph.store.files import read_json
+from sedd_graph.store.files import as_object, json_object
 
 __all__ = ["LOCK", "Summary", "find_runs", "last_record", "require_run", "settings", "summarise", "unversioned"]
 
@@ -60,21 +60,10 @@ class Summary:
     settings: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return the summary as JSON values."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
-
-
-def as_object(value: object) -> dict[str, Any]:
-    """Return ``value`` if it is a dictionary, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty dictionary if the file is missing or damaged."""
-    try:
-        return as_object(read_json(path))
-    except SeddGraphError:
-        return {}
+        """Return the summary as JSON values, without the settings."""
+        found = {**dataclasses.asdict(self), "path": str(self.path)}
+        del found["settings"]
+        return found
 
 
 def find_runs(root: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ again, a case has one run folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ from sedd_graph.runs.check import check, digest, lock_text
 from sedd_graph.runs.summary import Summary, find_runs, summarise
 from sedd_graph.runs.train import train_run
 from sedd_graph.store.durable import make_folder
-from sedd_graph.store.files import alone, read_json, write_json
+from sedd_graph.store.files import alone, open_to_append, read_json, write_json
 
 __all__ = ["Grid", "Sweep", "open_sweep", "python_command", "read_grid", "run_case", "run_sweep", "slurm_script"]
 
@@ -221,27 +222,22 @@ def run_case(sweep: Sweep, number: int, *, device: torch.device, say: Callable[[
         return result.reason
 
 
-class _waiting:
-    """Context in which the folder of a case is locked, after waiting for the process of a killed sweep that still runs it."""
-
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder, say
-
-    def __enter__(self) -> None:
+@contextlib.contextmanager
+def _waiting(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Lock the folder of a case in the context, after waiting for the process of a killed sweep that still runs it."""
+    open_to_append(folder / ".lock").close()  # raises what waiting would not change
+    with contextlib.ExitStack() as stack:
         said = False
         while True:
-            self._lock = alone(self._folder, "running")
             try:
-                self._lock.__enter__()
-                return
+                stack.enter_context(alone(folder, "running"))
+                break
             except UserError as error:
                 if not said:
-                    self._say(f"{error}: waiting")
+                    say(f"{error}: waiting")
                 said = True
                 time.sleep(_WAIT_S)
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.__exit__(None, None, None)
+        yield
 
 
 def run_sweep(

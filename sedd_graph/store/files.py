@@ -23,15 +23,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from sedd_graph.errors import EnvironmentFault, UserError
+from sedd_graph.errors import EnvironmentFault, SeddGraphError, UserError
 from sedd_graph.inputs.confine import require_inside
 from sedd_graph.store.durable import make_folder, rename
 
 __all__ = [
     "MISSING",
     "alone",
+    "as_object",
     "disk_faults",
     "free_name",
+    "json_object",
     "numbered",
     "open_to_append",
     "part_folder",
@@ -195,6 +197,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return ``value`` if it is a dictionary, else an empty dictionary."""
+    return value if isinstance(value, dict) else {}
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in the JSON file at ``path``, or an empty dictionary if the file is missing or invalid."""
+    try:
+        return as_object(read_json(path))
+    except SeddGraphError:
+        return {}
 
 
 def numbered(path: Path) -> Iterator[Path]:

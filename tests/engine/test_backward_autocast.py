@@ -16,24 +16,7 @@ import sedd_graph
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.engine.compiling import inductor
 from sedd_graph.engine.fixed_point import log_det
-
-STACK = """
-blueprint: 1
-name: stack
-use: {rev: "sedd_graph:blocks/reversible.yaml"}
-axes: {b: batch, l: length, d: 8, e: 6}
-inputs: {x1: float b l d, x2: float b l d, c: float b e}
-outputs: {y1: stack.x1, y2: stack.x2}
-nodes:
-  rope: {op: rotary, in: x1, with: {dim: 4}}
-  stack:
-    block: rev.two_stream
-    repeat: 2
-    in: {x1: x1, x2: x2, c: c, angles: rope}
-    with: {heads: 2, dropout: 0.3}
-    arithmetic: exact
-    memory: MEMORY
-"""
+from tests.engine.test_reversible_gradients import STACK
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -51,7 +34,9 @@ def test_reversible_layers_have_the_gradients_of_stored_ones(tmp_path: Path) -> 
     found = []
     for memory in ("store", "reversible"):
         path = tmp_path / f"{memory}.yaml"
-        path.write_text(STACK.replace("MEMORY", memory), encoding="utf-8")
+        path.write_text(
+            STACK.replace("memory: reversible", f"arithmetic: exact\n    memory: {memory}"), encoding="utf-8"
+        )
         model = sedd_graph.build(path, device="cpu", compile="off").model.train()
         with torch.no_grad():
             for i, p in enumerate(model.parameters()):

