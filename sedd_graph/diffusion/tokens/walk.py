@@ -59,11 +59,13 @@ class Walk(Drawing):
         self._clamped = self._clamped + where.sum()
 
     def end_step(self, x: Tensor | None = None) -> None:
-        """End a step: call the callback with the rows.
+        """End a step: call the callbacks with the rows and their confidences.
 
         Args:
             x: Rows to pass to the callback, int64 [b, l]; None: the current rows.
         """
+        if self._confidences is not None:
+            self._confidences.end_step(self._steps, self.x if x is None else x)
         if self._on_step is not None:
             self._on_step(self._steps, self.x if x is None else x)
         self.draws.begin_step(self._steps, self.x)
