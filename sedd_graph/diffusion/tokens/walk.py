@@ -42,7 +42,7 @@ class Walk(Drawing):
 
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
         super().__init__(denoise, x, settings, config)
-        self._on_step, self._steps = settings.on_step, 0
+        self._on_step, self._steps = settings.on_step, settings.first_step
         self._clamped = torch.zeros((), dtype=torch.int64, device=x.device)
         self._most: int | None = None  # groups of free positions; None: not known to the host
         self.end_step()

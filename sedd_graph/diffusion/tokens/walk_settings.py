@@ -88,6 +88,7 @@ class WalkSettings:
         draws: Random numbers of the run; None: from ``generator``.
         timeless: True if the network's outputs do not depend on time.
         on_step: Callback after each step; None: no callback.
+        first_step: Number of steps that were taken before the run, which continues another one.
     """
 
     free: Tensor
@@ -100,3 +101,4 @@ class WalkSettings:
     draws: Draws | None = None
     timeless: bool = False
     on_step: OnStep | None = None
+    first_step: int = 0
