@@ -42,6 +42,7 @@ from sedd_graph.cli import (
     sweep,
     tokenize,
     train,
+    view,
 )
 from sedd_graph.cli.options import add_debug
 from sedd_graph.cli.progress import console_observer
@@ -68,6 +69,7 @@ VERBS = (
     show,
     runs,
     compare,
+    view,
     components,
     schema,
     import_weights,
