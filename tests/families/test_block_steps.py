@@ -176,5 +176,5 @@ def test_errors_say_what_is_wrong() -> None:
         steps.step(batch, torch.zeros(BLOCK, V), states)
     with pytest.raises(UserError, match="1 blocks of 4 tokens"):
         steps.step(batch, torch.zeros(BLOCK - 1, V + 1), states)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         steps.step(batch, torch.full((BLOCK, V + 1), torch.nan), states)
