@@ -47,6 +47,7 @@
     const name = String(error.param ?? "").split(/[.[]/)[0];
     box.replaceChildren(make("b", {}, "This did not work. "), /[.!?]$/.test(text) ? text : `${text}.`);
     if (["prompt", ...FIELDS].includes(name)) at(name).setAttribute("aria-invalid", "true");
+    if (FIELDS.includes(name)) at("settings").open = true;
     if (error.status === 401) {
       at("keybox").hidden = false;
       at("key").focus();
@@ -131,6 +132,15 @@
       this.element.classList.toggle("broken", answer.state === "failed" || answer.state === "stopped");
     }
 
+    clear() {
+      this.answer = null;
+      this.view.reset();
+      this.meter.textContent = "";
+      this.line.style.width = "0";
+      this.facts.replaceChildren();
+      this.element.classList.remove("broken");
+    }
+
     draft(frame) {
       const given = this.answer.given;
       this.view.feed(frame, frame.map((word, i) => (given.has(i) ? null : 1)));
@@ -146,7 +156,7 @@
     paint() {
       const answer = this.answer, seconds = ((answer.ended ?? performance.now()) - answer.began) / 1000;
       const words = {running: "writing", done: "", failed: "failed", stopped: "stopped"}[answer.state];
-      const steps = answer.step ? `step ${answer.step}` : "", count = answer.tokens === null ? "" : `${answer.tokens} tokens`;
+      const steps = !answer.step ? "" : answer.state === "running" ? `step ${answer.step}` : `${answer.step} steps`, count = answer.tokens === null ? "" : `${answer.tokens} tokens`;
       this.meter.textContent = [words, steps, count, `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`].filter(Boolean).join(" \u00b7 ");
       this.line.style.width = answer.state === "done" ? "100%" : `${Math.round(100 * progress(answer))}%`;
     }
@@ -303,7 +313,7 @@
     complain(null);
     const prompt = at("prompt").value;
     let answer = null;
-    const stop = new AbortController();
+    const before = current, stop = new AbortController();
     try {
       const found = asked(prompt);
       answer = new Answer({sampler: known.sampler, ...found}, prompt);
@@ -336,25 +346,26 @@
       answer.state = stop.signal.aborted ? "stopped" : "failed";
       if (!stop.signal.aborted) complain(error);
     } finally {
-      if (answer !== null) end(answer);
+      if (answer !== null) end(answer, before);
     }
     return undefined;
   }
 
-  function end(answer) {
+  // An answer of which nothing came leaves the one before in its place.
+  function end(answer, before) {
     answer.ended = performance.now();
     running = null;
     at("stop").hidden = true;
     at("run").hidden = false;
-    if (right.answer === answer) right.show(answer);
     tell(answer.state === "done" ? "the answer is complete" : answer.state);
-    if (answer.state === "failed") {
-      if (current === answer) paintButtons();
-      return;
-    }
+    const nothing = answer.state !== "done" && answer.frames.length === 0;
+    current = nothing ? before : answer;
+    if (current === null) right.clear();
+    else right.show(current);
+    paintButtons();
+    if (nothing) return;
     past.unshift(answer);
     past.length = Math.min(past.length, KEPT);
-    paintButtons();
     paintPast();
   }
 
@@ -366,7 +377,7 @@
     at("past").replaceChildren(...past.map((answer) => {
       const facts = Object.entries(answer.facts).map(([name, value]) => `${NAMES[name] ?? name} ${value}`).join(", ");
       const made = make("button", {type: "button", title: "show this answer and its settings again"},
-        make("span", {class: "says"}, answer.state === "done" ? answer.whole.replace(/\s+/g, " ") : `${answer.prompt} (stopped)`),
+        make("span", {class: "says"}, answer.state === "done" ? (answer.whole || "(empty)").replace(/\s+/g, " ") : `${answer.prompt} (stopped)`),
         make("small", {}, facts));
       if (answer === current) made.setAttribute("aria-current", "true");
       made.onclick = () => recall(answer);
@@ -411,7 +422,10 @@
       : text ? "The model continues the text. " + (known.infilling ? "Put a hole where it should write instead." : "")
         : "Empty: the model writes a text of its own.";
     at("hint").textContent = said;
-    if (known) at("max_tokens").closest("label").hidden = holes > 0 && !known.chooses_lengths;
+    if (known === null) return;
+    const fixed = holes > 0 && !known.chooses_lengths;  // the holes say how many tokens are new
+    at("max_tokens").closest("label").hidden = fixed;
+    at("seedbox").classList.toggle("wide", fixed);
   }
 
   function insertHole() {
@@ -424,7 +438,7 @@
 
   function setUp(found) {
     known = found;
-    at("lead").textContent = [found.process, found.weights ? `${found.weights} weights` : "", found.block ? `blocks of ${found.block}` : ""].filter(Boolean).join(" \u00b7 ");
+    at("lead").textContent = [found.process, found.weights ? `weights ${found.weights.replace(/^checkpoints./, "").replace(/\.safetensors$/, "")}` : "", found.block ? `blocks of ${found.block}` : ""].filter(Boolean).join(" \u00b7 ");
     at("sampler").replaceChildren(...found.samplers.map((sampler) => make("option", {value: sampler.name}, sampler.name)));
     at("sampler").closest("label").hidden = found.samplers.length === 0;
     at("steps").max = found.limits.steps;
@@ -468,7 +482,7 @@
   at("form").noValidate = true;
   at("stop").onclick = () => running?.abort();
   at("hole").onclick = insertHole;
-  at("again").onclick = () => { if (current?.seed !== null && current !== null) at("seed").value = at("seed").value ? "" : String(current.seed); };
+  at("again").onclick = () => { at("seed").value = String(current?.seed ?? ""); };
   at("sampler").onchange = () => choose(at("sampler").value);
   at("prompt").oninput = hint;
   at("key").onchange = load;
@@ -495,5 +509,6 @@
     else return;
     event.preventDefault();
   });
+  at("settings").open = innerWidth > 860;
   load();
 })();

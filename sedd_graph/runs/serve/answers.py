@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.runs.serve.jobs import Job, Row, Tokens, Update
+from sedd_graph.runs.serve.jobs import Job, Row, Tokens
 from sedd_graph.runs.serve.metrics import Metrics
 from sedd_graph.runs.serve.model import ServedModel
 from sedd_graph.runs.serve.texts import Written, safe_length
