@@ -175,11 +175,14 @@ class Ancestral(Stepwise, StepSampler, kind="sampler"):
         if not walk.kernel.masks_evenly:
             return super().walk(walk, steps)
         (falls,), start = self.begin(walk, steps), walk.x
-        left, more = falls, True
+        left, more, shown = falls, True, 0
         while more:
             left, more = self._reveal(walk, left, steps)
-        for step in range(steps + 1):
-            walk.end_step(torch.where(falls <= step, walk.x, start))
+            # the steps before the next one of every row are over
+            over = int(walk.transfer(left.amin())[0]) if more and walk.watched else steps + 1 if not more else shown
+            for step in range(shown, min(over, steps + 1)):
+                walk.show_step(torch.where(falls <= step, walk.x, start))
+            shown = max(shown, over)
         return None
 
     def _times(self, walk: Walk, steps: int) -> Tensor:

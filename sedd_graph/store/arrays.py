@@ -169,6 +169,7 @@ def write_samples(
     *,
     text: Sequence[str] | None = None,
     trajectory: npt.NDArray[np.int32] | None = None,
+    confidence: npt.NDArray[np.uint8] | None = None,
     attributes: Mapping[str, Any],
     numbers: bool = True,
 ) -> Path:
@@ -182,6 +183,8 @@ def write_samples(
         text: Text of each row; None for samples that are not text.
         trajectory: Tokens at the start (index 0) and after each sampler step, int32 [step, row, position]; None to
             store none.
+        confidence: Probability that the model gave each token of ``trajectory`` when it was drawn, times 254, rounded, and 255 where
+            it is not known, uint8 [step, row, position]; None to store none.
         attributes: Attributes of the group as JSON values, such as sampler, seed and revision. The attribute ``hashes``
             is added: hashes of these and of the arrays' metadata.
         numbers: False to raise an error if the path exists, instead of adding a number to it.
@@ -199,11 +202,10 @@ def write_samples(
         root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would replace the folder, which holds a lock
         for name, data in arrays.items():
             extend(empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
-        if trajectory is not None:
-            rows = max(
-                1, CHUNK // max(1, math.prod(trajectory.shape[1:]))
-            )  # a file for each step could be a million files
-            extend(empty(root, "trajectory", trajectory, rows=rows), 0, trajectory)
+        for name, steps in (("trajectory", trajectory), ("confidence", confidence)):
+            if steps is not None:  # a file for each step could be a million files
+                rows = max(1, CHUNK // max(1, math.prod(steps.shape[1:])))
+                extend(empty(root, name, steps, rows=rows), 0, steps)
         if text is not None:
             with warnings.catch_warnings():
                 # zarr warns that strings of variable length are not in the v3 specification yet
