@@ -178,11 +178,12 @@ class Ancestral(Stepwise, StepSampler, kind="sampler"):
         left, more, shown = falls, True, 0
         while more:
             left, more = self._reveal(walk, left, steps)
-            # the steps before the next one of every row are over
-            over = int(walk.transfer(left.amin())[0]) if more and walk.watched else steps + 1 if not more else shown
-            for step in range(shown, min(over, steps + 1)):
-                walk.show_step(torch.where(falls <= step, walk.x, start))
-            shown = max(shown, over)
+            if walk.watched:
+                # the steps before the next one of every row are over
+                over = int(walk.transfer(left.amin())[0]) if more else steps + 1
+                for step in range(shown, over):
+                    walk.show_step(torch.where(falls <= step, walk.x, start))
+                shown = over
         return None
 
     def _times(self, walk: Walk, steps: int) -> Tensor:
