@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.diffusion.conditions.pattern import Chain, Choice, Node, PatternError, Repeat, parse
+from sedd_graph.diffusion.conditions.pattern import Ahead, Chain, Choice, Node, PatternError, Repeat, parse
 
 __all__ = ["Automaton", "compile_pattern", "utf8_ranges"]
 
@@ -142,21 +142,82 @@ def compile_pattern(pattern: str) -> Automaton:
     Raises:
         PatternError: The pattern is malformed or has unsupported syntax, or its automaton is too large.
     """
+    found, work = parse(pattern), _Work()
+    body = _of_node(found.body, work)
+    return _intersection([body, *(_of_ahead(ahead, work) for ahead in found.aheads)], work) if found.aheads else body
+
+
+class _Work:
+    """Counter of transitions that the compilation of one pattern examines, with a limit."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def spend(self, count: int) -> None:
+        """Count ``count`` transitions; raises :class:`PatternError` beyond :data:`MAX_WORK`."""
+        self.done += count
+        if self.done > MAX_WORK:
+            raise PatternError("its automaton takes too long to make; take a simpler one")
+
+
+def _of_node(node: Node, work: _Work) -> Automaton:
+    """Return the deterministic automaton of a syntax tree."""
     nfa = _Nfa()
     start = nfa.new()
-    return _deterministic(nfa, start, nfa.add(parse(pattern), start))
+    return _deterministic(nfa, start, nfa.add(node, start), work)
 
 
-def _deterministic(nfa: _Nfa, start: int, end: int) -> Automaton:
+def _of_ahead(ahead: Ahead, work: _Work) -> Automaton:
+    """Return the automaton of the texts that fulfil a look-ahead; its last state may accept."""
+    found = _of_node(ahead.node, work)
+    return Automaton(found.after, ~found.accepts) if ahead.negated else found
+
+
+def _intersection(automata: Sequence[Automaton], work: _Work) -> Automaton:
+    """Return the automaton of the byte strings that every one of ``automata`` accepts, by the product construction."""
+    columns = np.concatenate([automaton.after for automaton in automata])  # equal columns: bytes of one class
+    _, first, kind = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+    moves = [automaton.after[:, first].tolist() for automaton in automata]
+    useful = [_useful(automaton).tolist() for automaton in automata]
+    begin = (0,) * len(automata)
+    known, order, rows = {begin: 0}, [begin], []
+    while len(rows) < len(order):
+        row = []
+        work.spend(len(first) * len(automata))
+        for target in zip(*(move[state] for move, state in zip(moves, order[len(rows)], strict=True)), strict=True):
+            if not all(fine[state] for fine, state in zip(useful, target, strict=True)):
+                row.append(-1)
+                continue
+            if target not in known:
+                if len(order) >= MAX_STATES:
+                    raise PatternError(f"its automaton has more than {MAX_STATES:,} states; take a simpler one")
+                known[target] = len(order)
+                order.append(target)
+            row.append(known[target])
+        rows.append(row)
+    after = np.array([*rows, [-1] * len(first)], np.int32)
+    after[after < 0] = len(rows)
+    states = np.array(order).T
+    accepts = np.logical_and.reduce([a.accepts[s] for a, s in zip(automata, states, strict=True)])
+    return Automaton(after[:, kind.ravel()], np.append(accepts, False))
+
+
+def _useful(automaton: Automaton) -> npt.NDArray[np.bool_]:
+    """Return the states from which an accepting one can be reached, bool [states + 1]."""
+    found = automaton.accepts
+    while not np.array_equal(more := found | found[automaton.after].any(1), found):
+        found = more
+    return found
+
+
+def _deterministic(nfa: _Nfa, start: int, end: int, work: _Work) -> Automaton:
     """Return the deterministic automaton of ``nfa``, by Rabin and Scott's subset construction."""
-    work = 0
 
     def closure(states: Iterable[int]) -> frozenset[int]:
-        nonlocal work
         found, todo = set(states), list(states)
         while todo:
             here = todo.pop()
-            work += 1 + len(nfa.free[here])
+            work.spend(1 + len(nfa.free[here]))
             for to in nfa.free[here]:
                 if to not in found:
                     found.add(to)
@@ -174,14 +235,12 @@ def _deterministic(nfa: _Nfa, start: int, end: int) -> Automaton:
         into: list[set[int]] = [set() for _ in cuts[:-1]]
         for state in order[len(rows)]:
             for low, high, to in nfa.moves[state]:
-                work += place[high + 1] - place[low]
+                work.spend(place[high + 1] - place[low])
                 for piece in range(place[low], place[high + 1]):
                     into[piece].add(to)
         row = []
         for targets in into:
             subset = closure(targets) if targets else frozenset()
-            if work > MAX_WORK:
-                raise PatternError("its automaton takes too long to make; take a simpler one")
             if subset and subset not in known:
                 if len(order) >= MAX_STATES:
                     raise PatternError(f"its automaton has more than {MAX_STATES:,} states; take a simpler one")
