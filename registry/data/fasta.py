@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import pydantic
 
@@ -110,7 +110,9 @@ def _sequences(stream: BinaryIO, path: Path, code: Code) -> Iterator[bytes]:
             if INVALID in found:
                 raise _invalid(line, f"{path}:{number}", column, code)
             if parts.tell() + len(found) > MAX_SEQUENCE:
-                raise UserError(f"{path}:{number}: a sequence of more than {MAX_SEQUENCE:,} characters, which is the limit")
+                raise UserError(
+                    f"{path}:{number}: a sequence of more than {MAX_SEQUENCE:,} characters, which is the limit"
+                )
             parts.write(found)
         column = 0 if line.endswith(b"\n") else column + len(line)
     if parts is not None:

@@ -6,16 +6,15 @@ must not run without bound. The whole text must match, not a substring. Does not
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
+from sedd_graph.diffusion.conditions.intersection import Automaton, intersection
 from sedd_graph.diffusion.conditions.pattern import Ahead, Chain, Choice, Node, PatternError, Repeat, parse
 
-__all__ = ["Automaton", "compile_pattern", "utf8_ranges"]
+__all__ = ["compile_pattern", "utf8_ranges"]
 
 MAX_PARTS = 50_000
 """Largest number of states of the nondeterministic automaton."""
@@ -111,27 +110,6 @@ class _Nfa:
         return end
 
 
-@dataclasses.dataclass(frozen=True)
-class Automaton:
-    """A deterministic finite automaton over bytes. State 0 is the start; the last state is dead: no match can follow.
-
-    Attributes:
-        after: Transition table, int32 [states + 1, 256]: the state after reading a byte. The last row is the dead
-            state.
-        accepts: bool [states + 1], True for accepting states.
-    """
-
-    after: npt.NDArray[np.int32]
-    accepts: npt.NDArray[np.bool_]
-
-    def matches(self, text: bytes) -> bool:
-        """Return True if the automaton accepts the whole of ``text``."""
-        state = 0
-        for byte in text:
-            state = int(self.after[state, byte])
-        return bool(self.accepts[state])
-
-
 @functools.lru_cache(maxsize=16)
 def compile_pattern(pattern: str) -> Automaton:
     """Return the deterministic automaton of a regular expression, in bounded time. Results are cached.
@@ -144,7 +122,9 @@ def compile_pattern(pattern: str) -> Automaton:
     """
     found, work = parse(pattern), _Work()
     body = _of_node(found.body, work)
-    return _intersection([body, *(_of_ahead(ahead, work) for ahead in found.aheads)], work) if found.aheads else body
+    if not found.aheads:
+        return body
+    return intersection([body, *(_of_ahead(ahead, work) for ahead in found.aheads)], most=MAX_STATES, spend=work.spend)
 
 
 class _Work:
@@ -171,43 +151,6 @@ def _of_ahead(ahead: Ahead, work: _Work) -> Automaton:
     """Return the automaton of the texts that fulfil a look-ahead; its last state may accept."""
     found = _of_node(ahead.node, work)
     return Automaton(found.after, ~found.accepts) if ahead.negated else found
-
-
-def _intersection(automata: Sequence[Automaton], work: _Work) -> Automaton:
-    """Return the automaton of the byte strings that every one of ``automata`` accepts, by the product construction."""
-    columns = np.concatenate([automaton.after for automaton in automata])  # equal columns: bytes of one class
-    _, first, kind = np.unique(columns, axis=1, return_index=True, return_inverse=True)
-    moves = [automaton.after[:, first].tolist() for automaton in automata]
-    useful = [_useful(automaton).tolist() for automaton in automata]
-    begin = (0,) * len(automata)
-    known, order, rows = {begin: 0}, [begin], []
-    while len(rows) < len(order):
-        row = []
-        work.spend(len(first) * len(automata))
-        for target in zip(*(move[state] for move, state in zip(moves, order[len(rows)], strict=True)), strict=True):
-            if not all(fine[state] for fine, state in zip(useful, target, strict=True)):
-                row.append(-1)
-                continue
-            if target not in known:
-                if len(order) >= MAX_STATES:
-                    raise PatternError(f"its automaton has more than {MAX_STATES:,} states; take a simpler one")
-                known[target] = len(order)
-                order.append(target)
-            row.append(known[target])
-        rows.append(row)
-    after = np.array([*rows, [-1] * len(first)], np.int32)
-    after[after < 0] = len(rows)
-    states = np.array(order).T
-    accepts = np.logical_and.reduce([a.accepts[s] for a, s in zip(automata, states, strict=True)])
-    return Automaton(after[:, kind.ravel()], np.append(accepts, False))
-
-
-def _useful(automaton: Automaton) -> npt.NDArray[np.bool_]:
-    """Return the states from which an accepting one can be reached, bool [states + 1]."""
-    found = automaton.accepts
-    while not np.array_equal(more := found | found[automaton.after].any(1), found):
-        found = more
-    return found
 
 
 def _deterministic(nfa: _Nfa, start: int, end: int, work: _Work) -> Automaton:

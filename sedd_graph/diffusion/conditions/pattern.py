@@ -239,7 +239,9 @@ class _Parser:
         if self.take("."):
             return Set(complement(((10, 10),)))
         if self.next in "^$":
-            self.refuse("the whole text is matched, so there are no anchors but '$' at the end of a look-ahead; write \\^ or \\$ for the characters")
+            self.refuse(
+                "the whole text is matched, so there are no anchors but '$' at the end of a look-ahead; write \\^ or \\$ for the characters"
+            )
         if self.next in "*+?{":
             self.refuse(f"there is nothing that {self.next!r} could repeat; write \\{self.next} for the character")
         return Set(self.character())
