@@ -43,6 +43,7 @@ from sedd_graph.cli import (
     sweep,
     tokenize,
     train,
+    view,
 )
 from sedd_graph.cli.options import add_debug
 from sedd_graph.cli.progress import console_observer
@@ -70,6 +71,7 @@ VERBS = (
     show,
     runs,
     compare,
+    view,
     components,
     schema,
     import_weights,

@@ -249,6 +249,11 @@ class StringProcess(TextProcess):
             if request.on_step is not None:
                 request.on_step(number, self._rows(strings, length))
 
+        def on_confidence(number: int, sure: Tensor) -> None:
+            if request.on_confidence is not None:
+                found = sure[:, 1 : length + 1]
+                request.on_confidence(number, F.pad(found, (0, length - found.shape[1]), value=torch.nan))
+
         settings = StringSettings(
             fixed=fixed,
             shut=shut,
@@ -259,6 +264,7 @@ class StringProcess(TextProcess):
             generator=generator,
             allowed=self.allowed,
             on_step=on_step,
+            on_confidence=None if request.on_confidence is None else on_confidence,
         )
         with network.evaluating():
             out = self.sampler.run(rates, strings, settings, steps=request.steps)

@@ -160,6 +160,7 @@ class TokenSampling:
             matching=matching,
             draws=tape,
             on_step=self.request.on_step,
+            on_confidence=self.request.on_confidence,
         )
         made = self._walk(x, settings) if self.block is None else self._write(x, settings, self.block)[:, :length]
         if (log_weight := self.parts.sampler.log_weight) is not None:

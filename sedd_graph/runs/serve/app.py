@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,8 +19,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from sedd_graph.report.serve import serve_page
 from sedd_graph.runs.serve.answers import Answer, event
-from sedd_graph.runs.serve.guard import Guard, error_response, page_policy, read_body
+from sedd_graph.runs.serve.guard import Guard, error_response, read_body
 from sedd_graph.runs.serve.jobs import Job, Mailbox
 from sedd_graph.runs.serve.metrics import Metrics
 from sedd_graph.runs.serve.model import ServedModel
@@ -32,7 +32,6 @@ from sedd_graph.runs.serve.worker import Worker
 __all__ = ["Service"]
 
 LOG = logging.getLogger("sedd_graph.serve")
-PAGE = Path(__file__).parent / "page.html"
 PING_S = 15.0
 """Seconds of silence after which a comment is sent in a stream, which proxies would otherwise close."""
 
@@ -71,7 +70,7 @@ class Service:
         self.model, self.metrics, self.open, self.stopping, self._locked = model, Metrics(), 0, False, bool(keys)
         self.worker = Worker(model, self.metrics)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="reading")
-        self._page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else None
+        self._page, self._policy = serve_page(model.name)
         self._started = int(time.time())
         routes = [
             Route("/", self._home),
@@ -108,9 +107,7 @@ class Service:
     # -- endpoints ------------------------------------------------------------------------------------------------
 
     async def _home(self, request: Request) -> Response:
-        if self._page is None:
-            return PlainTextResponse(f"{self.model.name}: POST /v1/completions, GET /v1/settings, /health, /metrics\n")
-        return HTMLResponse(self._page, headers={"content-security-policy": page_policy(self._page)})
+        return HTMLResponse(self._page, headers={"content-security-policy": self._policy})
 
     async def _health(self, request: Request) -> Response:
         alive = self.worker.is_alive()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import logging
 import re
@@ -15,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sedd_graph.runs.serve.wire import Refused
 
-__all__ = ["Guard", "error_response", "page_policy", "read_body"]
+__all__ = ["Guard", "error_response", "read_body"]
 
 LOG = logging.getLogger("sedd_graph.serve")
 HEADERS = {
@@ -130,13 +128,3 @@ async def read_body(receive: Receive, headers: Headers, *, limit: int) -> bytes:
             raise large
         if not message.get("more_body", False):
             return b"".join(parts)
-
-
-def page_policy(page: str) -> str:
-    """Return the Content-Security-Policy of a page whose scripts are in the page itself."""
-    scripts = re.findall(r"<script(?:\s[^>]*)?>(.*?)</script>", page, re.DOTALL)
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes or chr(39) + 'none' + chr(39)}; style-src 'unsafe-inline'; img-src data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
