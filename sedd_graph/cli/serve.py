@@ -32,6 +32,13 @@ def declare(verbs: Verbs) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=integer(0, 65_535), default=8000, help="port; 0: a free one (default: 8000)")
     parser.add_argument("--name", help="name of the model for clients (default: the blueprint's)")
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="answer requests to this name, too, such as that of a proxy on this machine (may be repeated)",
+    )
     parser.add_argument("--api-key-file", metavar="FILE", help="file of keys, one a line, of which clients send one")
     parser.add_argument(
         "--length", type=integer(1, LARGEST), help="most tokens of a row, prompt included (default: data.length)"
@@ -108,5 +115,5 @@ def run(arguments: argparse.Namespace) -> int:
             guarded = "with a key" if keys else "without a key (--api-key-file asks for one)"
             say(f"warning: {arguments.host} can be reached from other machines, {guarded}, and without TLS", sys.stderr)
         say(f"model       {name}, weights {opened.weights}, on {opened.engine.device}")
-        serve(model, sock, keys=keys, grace=arguments.grace, say=say)
+        serve(model, sock, keys=keys, grace=arguments.grace, say=say, hosts=arguments.allow_host)
     return 0

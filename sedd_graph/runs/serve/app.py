@@ -24,7 +24,8 @@ from sedd_graph.runs.serve.answers import Answer, event
 from sedd_graph.runs.serve.guard import Guard, error_response, read_body
 from sedd_graph.runs.serve.jobs import Job, Mailbox
 from sedd_graph.runs.serve.metrics import Metrics
-from sedd_graph.runs.serve.model import DEFAULT_TOKENS, ServedModel
+from sedd_graph.runs.serve.model import ServedModel
+from sedd_graph.runs.serve.reading import DEFAULT_TOKENS, read_rows, read_settings
 from sedd_graph.runs.serve.wire import Completion, Outcome, Refused, read_completion
 from sedd_graph.runs.serve.worker import Worker
 
@@ -178,12 +179,11 @@ class Service:
         )
 
     async def _completions(self, request: Request) -> Response:
-        arrived, job, stream = time.monotonic(), None, None
+        arrived, job, stream, why = time.monotonic(), None, None, ""
         outcome: Outcome = "failed"
         self.open += 1
         try:
-            if self.stopping:
-                raise Refused(503, "the server is stopping", code="stopping", retry_after=1)
+            self._require_room()
             async with asyncio.timeout(self.model.limits.timeout):
                 body = await read_body(request.receive, request.headers, limit=self.model.limits.body)
                 completion = await self._in_thread(read_completion, body)
@@ -196,21 +196,30 @@ class Service:
             outcome = "cancelled" if found is None else "ok"
             return Response(status_code=499) if found is None else JSONResponse(found)
         except TimeoutError:
-            outcome = "timeout"
+            outcome, why = "timeout", "504"
             return error_response(self._late())
         except Refused as error:
-            outcome = "failed" if error.status >= 500 else "refused"
+            outcome, why = "failed" if error.status >= 500 else "refused", f"{error.status} {error.code or 'invalid'}"
             return error_response(error)
         finally:
             if stream is None:  # a stream ends later
                 if job is not None:
                     self.worker.cancel(job)
-                self._count(outcome, arrived)
+                self._count(job, outcome, arrived, why)
 
-    def _count(self, outcome: Outcome, arrived: float) -> None:
-        """Count a request that ended."""
+    def _require_room(self) -> None:
+        """Raise :class:`Refused` if the server stops, or answers as many requests as it may hold."""
+        if self.stopping:
+            raise Refused(503, "the server is stopping", code="stopping", retry_after=1)
+        if self.open > self.model.limits.queue + self.model.limits.batch:
+            raise Refused(429, "too many requests are open", code="queue_full", retry_after=1)
+
+    def _count(self, job: Job | None, outcome: Outcome, arrived: float, why: str = "") -> None:
+        """Count a request that ended, and log it."""
         self.open -= 1
-        self.metrics.count(outcome, time.monotonic() - arrived)
+        seconds = time.monotonic() - arrived
+        self.metrics.count(outcome, seconds)
+        LOG.info("%s %s %.3f s %s", "request" if job is None else job.name, outcome, seconds, why)
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
@@ -224,8 +233,8 @@ class Service:
         if completion.drafts and not model.playable:
             raise Refused(400, "this model has no drafts: leave drafts out", param="drafts")
         seed = secrets.randbits(48) if completion.seed is None else completion.seed
-        settings = await self._in_thread(model.settings, completion)
-        rows = await self._in_thread(model.rows, completion, settings, seed)
+        settings = await self._in_thread(read_settings, model, completion)
+        rows = await self._in_thread(read_rows, model, completion, settings, seed)
         job = Job(
             name=f"cmpl-{secrets.token_hex(12)}",
             rows=rows,
@@ -259,7 +268,7 @@ class Service:
 
         def ended() -> None:
             self.worker.cancel(job)
-            self._count(outcomes[-1], arrived)
+            self._count(job, outcomes[-1], arrived, "stream")
 
         return _Stream(self._events(answer, job, outcomes), ended)
 
@@ -269,9 +278,11 @@ class Service:
         pending = asyncio.ensure_future(anext(events, None))
         try:
             while True:
-                if (left := job.deadline - time.monotonic()) <= 0:
+                left = job.deadline - time.monotonic()
+                done, _ = await asyncio.wait((pending,), timeout=max(0.0, min(PING_S, left)))
+                if not done and left <= PING_S:
                     raise TimeoutError
-                if not (await asyncio.wait((pending,), timeout=min(PING_S, left)))[0]:
+                if not done:
                     yield b": waiting\n\n"
                     continue
                 if (found := pending.result()) is None:

@@ -27,6 +27,7 @@ from sedd_graph.runs.serve.wire import Refused
 __all__ = ["Address", "is_loopback", "listen", "read_keys", "serve"]
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+LOG = logging.getLogger("sedd_graph.serve")
 LAST_S = 2
 """Seconds that open connections have after the sampling thread was stopped."""
 
@@ -122,7 +123,13 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    model: ServedModel, sock: socket.socket, *, keys: Sequence[str], grace: float, say: Callable[[str], None]
+    model: ServedModel,
+    sock: socket.socket,
+    *,
+    keys: Sequence[str],
+    grace: float,
+    say: Callable[[str], None],
+    hosts: Sequence[str] = (),
 ) -> None:
     """Serve a model until SIGINT or SIGTERM.
 
@@ -132,11 +139,16 @@ def serve(
         keys: Keys of which a client must send one; empty: none is needed.
         grace: Seconds that accepted requests have after the signal.
         say: Function that prints a line for the user.
+        hosts: Further names by which clients may address a server that only this machine reaches, such as that of a
+            proxy.
     """
     host, port = sock.getsockname()[:2]
-    names = {*LOOPBACK_NAMES, host} if is_loopback(host) else None
+    names = {*LOOPBACK_NAMES, host, *(name.lower() for name in hosts)} if is_loopback(host) else None
     service = Service(model, hosts=names, keys=keys)
-    logging.getLogger("sedd_graph.serve").setLevel(logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
     config = uvicorn.Config(
         service.app,
         http=_Protocol,
@@ -144,6 +156,7 @@ def serve(
         lifespan="on",
         log_level="warning",
         access_log=False,
+        log_config=None,
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=LAST_S,
@@ -151,7 +164,10 @@ def serve(
     )
     shown = f"[{host}]" if ":" in host else host
     say(f"serving     http://{shown}:{port} (try it in a browser; OpenAI's clients: base_url=http://{shown}:{port}/v1)")
-    _Server(config, service, grace, say).run(sockets=[sock])
+    try:
+        _Server(config, service, grace, say).run(sockets=[sock])
+    finally:
+        LOG.removeHandler(handler)
     say("stopped")
 
 

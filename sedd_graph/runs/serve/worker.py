@@ -14,7 +14,8 @@ from torch import Tensor
 from sedd_graph.errors import UserError
 from sedd_graph.runs.serve.jobs import Job, Row, Settings, Update
 from sedd_graph.runs.serve.metrics import Metrics
-from sedd_graph.runs.serve.model import ServedModel, told
+from sedd_graph.runs.serve.model import ServedModel
+from sedd_graph.runs.serve.reading import told
 from sedd_graph.runs.serve.wire import Refused
 
 __all__ = ["Worker"]
