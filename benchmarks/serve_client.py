@@ -86,7 +86,7 @@ class Server:
 def served(run: Path, *options: str) -> Iterator[Server]:
     """Start ``sedd-graph serve`` on a free port, and stop it on exit; it must end with exit code 0."""
     command = [sys.executable, "-m", "sedd_graph", "serve", str(run), "--port", "0", "--timeout", "3600", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         for line in process.stdout or ():
             if found := re.search(r"http://127\.0\.0\.1:\d+", line):
