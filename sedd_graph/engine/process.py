@@ -112,13 +112,13 @@ class SampleRequest:
             noise from ``seed``.
         on_step: Callback ``on_step(number, rows)``, called with 0 and the initial rows, int64 [b, l], and after each
             step with the step's number, from 1, and the rows.
+        on_confidence: Callback ``on_confidence(number, confidences)``, called before ``on_step`` with the same number and,
+            for each token of the rows, the probability that the model gave it when it was drawn, float32 [b, l]; NaN at
+            tokens that were not drawn from the model. None: they are not computed.
         on_block: Callback ``on_block(rows)`` of models that generate text in blocks (:attr:`Process.block`), called
             before each block with the tokens of the blocks before it, int64 [b, m].
         kv_cache: False to evaluate the finished blocks of text in blocks again for each block, instead of caching their
             keys and values. The samples are equal up to rounding.
-        on_confidence: Callback ``on_confidence(number, confidences)``, called before ``on_step`` with the same number and,
-            for each token of the rows, the probability that the model gave it when it was drawn, float32 [b, l]; NaN at
-            tokens that were not drawn from the model. None: they are not computed.
     """
 
     batch: int
@@ -133,9 +133,9 @@ class SampleRequest:
     seeds: Tensor | None = None
     tape: NoiseTape | None = None
     on_step: Callable[[int, Tensor], None] | None = None
+    on_confidence: Callable[[int, Tensor], None] | None = None
     on_block: Callable[[Tensor], None] | None = None
     kv_cache: bool = True
-    on_confidence: Callable[[int, Tensor], None] | None = None
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Return a random generator on ``device``, seeded with ``seed``, or at random if ``seed`` is None."""
