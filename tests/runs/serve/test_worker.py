@@ -22,7 +22,15 @@ from sedd_graph.runs.serve.worker import Worker
 from tests.conftest import SMALL
 from tests.runs.serve.served import model_of
 
-PROMPTS = ["The [[14]] statement.", "a [[3]] b [[2]]", "def [[7]]:", "", "or [[7]]: ", "The statement [[20]]", "x[[11]]"]
+PROMPTS = [
+    "The [[14]] statement.",
+    "a [[3]] b [[2]]",
+    "def [[7]]:",
+    "",
+    "or [[7]]: ",
+    "The statement [[20]]",
+    "x[[11]]",
+]
 LEFT = ["The ", "a", "", "def f(x):", "or a and b", "The statement"]
 """Prompts of a model that writes from left to right."""
 
@@ -144,7 +152,7 @@ def test_a_job_at_fault_fails_alone(bench: Any) -> None:
         b.worker.submit(job)
     b.drain()
     assert [len(b.results(jobs[i])) for i in (0, 3)] == [1, 1]
-    with pytest.raises(Refused, match="^matching cannot be$") as error:
+    with pytest.raises(Refused, match=r"^matching cannot be$") as error:
         b.results(jobs[1])
     assert error.value.status == 400
     with pytest.raises(Refused, match="internal error") as error:
