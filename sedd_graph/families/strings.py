@@ -42,6 +42,7 @@ from sedd_graph.families.text import (
     all_but,
     check_row,
     check_tokens,
+    ids_of,
     make_components,
     problem,
     split_holes,
@@ -116,6 +117,7 @@ class StringProcess(TextProcess):
     """
 
     family = "strings"
+    chooses_lengths = True
     kernel: StringKernel
     refuses: ClassVar[Mapping[str, str]] = {
         "attend": "strings have no padding to hide",
@@ -352,10 +354,12 @@ class StringProcess(TextProcess):
         if text.text is not None and _NUMBERED.search(text.text):
             raise UserError("infill: this model chooses lengths itself: write [[]] for a hole, without a number")
         form = "[[]] where the model is to write, such as 'The [[]] is'"
-        parts = [text.prefix or "", text.suffix or ""] if text.text is None else split_holes(text.text, _HOLE, form)
+        parts: Sequence[str | Sequence[int]] = (
+            [text.prefix or "", text.suffix or ""] if text.text is None else split_holes(text.text, _HOLE, form)
+        )
         row: list[int] = []
         for number, part in enumerate(parts):
-            row += ([FREE] if number else []) + tokenizer.encode(part).tolist()
+            row += ([FREE] if number else []) + ids_of(part, tokenizer)
         check_row(row, tokenizer)
         how = (
             "nothing is inserted within the given text, which is a heuristic: "
