@@ -135,7 +135,9 @@ def test_the_mask_may_be_any_token_and_some_are_forbidden() -> None:
     logits, rows = torch.randn(2, BLOCK, V + 1, generator=torch.Generator().manual_seed(0)), {}
     for mask in (MASK, 4):
         order = [*range(mask), MASK, *range(mask, V)]
-        steps = BlockSteps({"op": "confidence", "steps": 2}, mask_id=mask, block_size=BLOCK, forbidden=[0, 1, 9 + (mask < 9)])
+        steps = BlockSteps(
+            {"op": "confidence", "steps": 2}, mask_id=mask, block_size=BLOCK, forbidden=[0, 1, 9 + (mask < 9)]
+        )
         batch = Batch(torch.full((2 * BLOCK,), mask), torch.arange(BLOCK).repeat(2), 2, rids=["a", "b"])
         states = steps.init_step_state(batch)
         done = []
