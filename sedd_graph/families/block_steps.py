@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.registry import Registry, discover
-from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.row_noise import RowNoise, part_seeds
