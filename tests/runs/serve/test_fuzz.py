@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sedd_graph.errors import UserError
-from sedd_graph.runs.serve.guard import page_policy
 from sedd_graph.runs.serve.server import is_loopback, read_keys
 from sedd_graph.runs.serve.wire import Completion, Refused, read_completion
 from tests.runs.serve.served import client, model_of
@@ -133,10 +132,3 @@ def test_who_may_ask(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n")
     with pytest.raises(UserError, match="has no key"):
         read_keys(tmp_path / "keys")
-
-
-def test_only_scripts_of_the_page_run() -> None:
-    policy = page_policy("<html><script>let a = 1;</script></html>")
-    assert "script-src 'sha256-" in policy
-    assert "default-src 'none'" in policy
-    assert "script-src 'none'" in page_policy("<p>")

@@ -1,5 +1,6 @@
 """The server as a process of its own: an independent client, clients that are killed, and signals."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import uvicorn
 
+from sedd_graph.runs.serve.server import Server
 from tests.runs.serve.test_fuzz import malformed
 from tests.runs.unproved import built
 
@@ -201,12 +205,26 @@ def test_a_signal_answers_what_was_accepted_and_refuses_the_rest(run: Path) -> N
         assert process.child.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{process.url}/health")
-    with serving(run, "--grace", "60") as process:  # a second signal does not wait
-        sock = process.send({"prompt": "The ", "max_tokens": 60, "steps": 4096, "stream": True})
-        process.until(lambda: process.metric("running_rows") > 0)
-        process.child.send_signal(signal.SIGINT)
-        process.until(lambda: process.http.get("/health").status_code == 503)
-        process.child.send_signal(signal.SIGINT)
-        assert process.child.wait(30) == 0
-        with sock:
-            assert b'"code": "stopping"' in b"".join(iter(lambda: sock.recv(4096), b""))
+
+
+def test_a_stop_ends_when_it_should() -> None:
+    """After the last answer, after the time of grace, or at a second signal."""
+
+    async def ticks(*, signals: int, grace: float, open_: int) -> tuple[bool, list[str]]:
+        said = list[str]()
+        worker = types.SimpleNamespace(stop=lambda: said.append("stopped"))
+        service: Any = types.SimpleNamespace(stopping=False, open=open_, worker=worker)
+        service.refuse = lambda: setattr(service, "stopping", True)
+        server = Server(uvicorn.Config(service), service, grace, said.append)
+        assert not await server.on_tick(1)
+        for number in [signal.SIGTERM] * signals:
+            server.handle_exit(number, None)
+        ended = await server.on_tick(2)
+        assert service.stopping == (signals > 0)
+        return ended, said
+
+    assert asyncio.run(ticks(signals=0, grace=9, open_=0)) == (False, [])
+    for signals, grace, open_, ends in ((1, 9, 0, True), (1, 9, 2, False), (2, 9, 2, True), (1, -1, 2, True)):
+        ended, said = asyncio.run(ticks(signals=signals, grace=grace, open_=open_))
+        assert (ended, said[1:]) == (ends, ["stopped"] * ends)
+        assert f"{open_} requests are answered first" in said[0]
