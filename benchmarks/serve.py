@@ -15,158 +15,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import dataclasses
 import json
 import math
-import os
 import random
-import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from common import BLUEPRINTS, append_record
+from serve_client import WORDS, Body, Server, ask, client, gauges, idle, mixed, served
 from serve_malformed import malformed
 
 from sedd_graph.engine.hardware import describe_hardware
 
-Body = dict[str, Any]
 ITEMS = ("load", "neighbours", "kill", "cache", "speed", "malformed")
-WORDS = "The import statement finds a module and binds it to a name in the local scope of the caller".split()
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-@dataclasses.dataclass
-class Server:
-    """A server that runs.
-
-    Attributes:
-        url: Its address.
-        pid: Its process.
-    """
-
-    url: str
-    pid: int
-
-    def status(self, field: str) -> int:
-        """Return a number of ``/proc/PID/status``, such as ``VmRSS`` (KiB) or ``Threads``."""
-        text = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
-        found = re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    @property
-    def memory(self) -> float:
-        """Resident memory, MiB."""
-        return self.status("VmRSS") / 1024
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
-
-    @property
-    def files(self) -> int:
-        """Open files and connections."""
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
-
-
-@contextlib.contextmanager
-def served(run: Path, *options: str) -> Iterator[Server]:
-    """Start ``sedd-graph serve`` on a free port, and stop it on exit; it must end with exit code 0."""
-    command = [sys.executable, "-m", "sedd_graph", "serve", str(run), "--port", "0", "--timeout", "3600", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        for line in process.stdout or ():
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield Server(found[0], process.pid)
-                break
-        else:
-            raise SystemExit(f"{' '.join(command)} ended with exit code {process.wait()}")
-    except BaseException:
-        process.kill()
-        raise
-    process.send_signal(signal.SIGTERM)
-    if process.wait(timeout=120):
-        raise SystemExit(f"the server ended with exit code {process.returncode}")
-
-
-@contextlib.asynccontextmanager
-async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
-    """Return a client of a server without limits on time and connections."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=limits, trust_env=False) as made:  # noqa: S113
-        yield made
-
-
-async def gauges(http: httpx.AsyncClient) -> dict[str, float]:
-    """Return the counters of ``/metrics`` that have no labels, or one."""
-    text = (await http.get("/metrics")).text
-    return {name: float(value) for name, value in re.findall(r"^sedd_graph_(\S+) (\S+)$", text, re.MULTILINE)}
-
-
-async def idle(http: httpx.AsyncClient, *, seconds: float = 600) -> bool:
-    """Wait until nothing waits and nothing runs; return whether that was the case in time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        now = await gauges(http)
-        if not now["queue_requests"] and not now["running_rows"]:
-            return True
-        await asyncio.sleep(0.2)
-    return False
-
-
-async def ask(http: httpx.AsyncClient, body: Body) -> tuple[list[str], float]:
-    """Send a completion request, and return the texts of its choices, and its seconds; streams are joined."""
-    began, texts = time.perf_counter(), dict[int, str]()
-    if not body.get("stream"):
-        answer = await http.post("/v1/completions", json=body)
-        answer.raise_for_status()
-        texts = {choice["index"]: choice["text"] for choice in answer.json()["choices"]}
-    else:
-        ended = False
-        async with http.stream("POST", "/v1/completions", json=body) as answer:
-            answer.raise_for_status()
-            async for line in answer.aiter_lines():
-                if line == "data: [DONE]":
-                    ended = True
-                elif line.startswith("data: "):
-                    found = json.loads(line.removeprefix("data: "))
-                    if "error" in found:
-                        raise httpx.HTTPError(found["error"]["message"])
-                    for choice in found["choices"]:
-                        texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
-        if not ended:
-            raise httpx.HTTPError("the stream ended without [DONE]")
-    return [texts[index] for index in sorted(texts)], time.perf_counter() - began
-
-
-def mixed(count: int, settings: Mapping[str, Any], seed: int) -> list[Body]:
-    """Return requests of many kinds: lengths, temperatures, steps, streams, drafts, holes, several choices."""
-    pick, found = random.Random(seed), list[Body]()
-    for number in range(count):
-        words = " ".join(pick.sample(WORDS, pick.randint(1, 6)))
-        body: Body = {"prompt": words, "max_tokens": pick.randint(1, 32), "seed": number}
-        if settings["infilling"] and not settings["block"] and pick.random() < 0.3:
-            body = {"prompt": f"{words} [[{pick.randint(1, 16)}]] {pick.choice(WORDS)}", "seed": number}
-        if pick.random() < 0.3:
-            body["temperature"] = pick.choice([0.5, 0.8])
-        if settings["steps"] and pick.random() < 0.5:
-            body["steps"] = pick.choice([4, 8, 16])
-        if pick.random() < 0.3:
-            body |= {"stream": True, "drafts": settings["drafts"] and pick.random() < 0.5}
-        if pick.random() < 0.1:
-            body["n"] = 3
-        found.append(body)
-    return found
 
 
 async def load(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +62,11 @@ async def load(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         record["holds"] = whole == len(bodies) and not any(record["left"].values())
         if "neighbours" in arguments.items:
             some = range(0, len(bodies), max(1, len(bodies) // arguments.alone))
-            other = [at for at in some if (await ask(http, bodies[at]))[0] != (found[at][0] if isinstance(found[at], tuple) else None)]
+            other = [
+                at
+                for at in some
+                if (await ask(http, bodies[at]))[0] != (found[at][0] if isinstance(found[at], tuple) else None)
+            ]
             record["neighbours"] = {"alone": len(some), "different": other, "holds": not other}
             record["holds"] = record["holds"] and not other
         return record
@@ -205,16 +78,18 @@ async def kill(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         settings = (await http.get("/v1/settings")).json()
         await asyncio.gather(*(ask(http, body) for body in mixed(64, settings, 1)))  # caches fill
         await idle(http)
-    pick = random.Random(0)
+    pick, host = random.Random(0), server.url.removeprefix("http://")
 
     async def leave(number: int) -> None:
-        async with client(server) as http:
-            body = {"max_tokens": 48, "stream": number % 3 > 0, "drafts": settings["drafts"] and number % 3 == 2, "n": 2}
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pick.choice([0.02, 0.2, 1.0, 3.0])):
-                    async with http.stream("POST", "/v1/completions", json=body) as answer:
-                        async for _ in answer.aiter_lines():
-                            pass
+        """Send a request in full, and close the connection without a word after a while."""
+        body = {"max_tokens": 64, "stream": number % 3 > 0, "drafts": settings["drafts"] and number % 3 == 2, "n": 2}
+        content = json.dumps(body).encode()
+        _, writer = await asyncio.open_connection(*host.split(":"))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        await writer.drain()
+        await asyncio.sleep(pick.choice([0.0, 0.1, 0.5, 2.0]))
+        writer.transport.abort()
 
     async def state(http: httpx.AsyncClient) -> dict[str, float]:
         quiet = await idle(http)
@@ -227,15 +102,16 @@ async def kill(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
             await asyncio.gather(*(leave(number) for number in range(arguments.clients)), return_exceptions=True)
         after, now = await state(http), await gauges(http)
         text, seconds = await ask(http, {"max_tokens": 4, "seed": 1})
-    grown = after["memory"] - before["memory"]
+    grown, clients = after["memory"] - before["memory"], arguments.clients * arguments.rounds
+    cancelled = now['requests_total{outcome="cancelled"}']
     same = after["threads"] <= before["threads"] and after["files"] <= before["files"] + 1
     return {
-        "clients": arguments.clients * arguments.rounds,
+        "clients": clients,
         "before": before,
         "after": after,
-        "cancelled": now['requests_total{outcome="cancelled"}'],
+        "cancelled": cancelled,
         "next_answer_s": seconds,
-        "holds": bool(text) and bool(after["idle"]) and same and grown < 32,
+        "holds": bool(text) and bool(after["idle"]) and same and grown < 32 and 2 * cancelled >= clients,
     }
 
 
@@ -361,7 +237,9 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="run folder of a masked diffusion model (default: one is trained)")
     parser.add_argument("--blocks", type=Path, help="run folder of a block diffusion model (default: one is trained)")
     parser.add_argument("--requests", type=int, default=200, help="load: requests at a time (default: 200)")
-    parser.add_argument("--alone", type=int, default=40, help="neighbours: requests that are repeated alone (default: 40)")
+    parser.add_argument(
+        "--alone", type=int, default=40, help="neighbours: requests that are repeated alone (default: 40)"
+    )
     parser.add_argument("--clients", type=int, default=50, help="kill: clients at a time (default: 50)")
     parser.add_argument("--rounds", type=int, default=4, help="kill: rounds (default: 4)")
     parser.add_argument("--prompts", type=int, default=1000, help="cache: prompts (default: 1,000)")
@@ -394,12 +272,14 @@ def main() -> int:
             "speed": lambda: asyncio.run(speed(run_of(blocks=True), arguments)),
             "malformed": lambda: with_server(refuse),
         }
-        wanted = [name for name in runs if name in arguments.items or (name == "load" and "neighbours" in arguments.items)]
+        wanted = [
+            name for name in runs if name in arguments.items or (name == "load" and "neighbours" in arguments.items)
+        ]
         for name in wanted:
             record = runs[name]()
             held = held and record["holds"]
             say(f"{name}: {'holds' if record['holds'] else 'DOES NOT HOLD'}\n  {json.dumps(record)}")
-            append_record("serve", {"item": name, **record, "hardware": describe_hardware("cpu")})
+            append_record("serve", {"item": name, **record, "hardware": describe_hardware(torch.device("cpu"))})
     return 0 if held else 1
 
 

@@ -10,10 +10,41 @@ from typing import Any
 __all__ = ["malformed"]
 
 Request = dict[str, Any]
-GARBAGE = ["", " ", "null", "[]", '"text"', "1", "true", "{", "}", '{"prompt": }', '{"prompt": "a"', "{'prompt': 'a'}", "NaN", '{"a":1}x']
+GARBAGE = [
+    "",
+    " ",
+    "null",
+    "[]",
+    '"text"',
+    "1",
+    "true",
+    "{",
+    "}",
+    '{"prompt": }',
+    '{"prompt": "a"',
+    "{'prompt': 'a'}",
+    "NaN",
+    '{"a":1}x',
+]
 WRONG: dict[str, list[object]] = {
     "model": ["no such model", 1, ["x"], {"a": 1}],
-    "prompt": [1, 1.5, True, {}, [], [1, "a"], [None], [-1], [2**40], ["a", 1], "a" * 100_000, [0] * 5000, "a [[99999999]] b", "[[0]]", "[[1]][[" + "9" * 40 + "]]"],
+    "prompt": [
+        1,
+        1.5,
+        True,
+        {},
+        [],
+        [1, "a"],
+        [None],
+        [-1],
+        [2**40],
+        ["a", 1],
+        "a" * 100_000,
+        [0] * 5000,
+        "a [[99999999]] b",
+        "[[0]]",
+        "[[1]][[" + "9" * 40 + "]]",
+    ],
     "suffix": [1, [], {}],
     "max_tokens": [0, -1, 1.5, "5", 10**9, 10**30, [], True],
     "temperature": [-1, "hot", 1e9, [], {}],
@@ -98,12 +129,14 @@ def _numbers(pick: random.Random, settings: Mapping[str, Any]) -> Request:
 
 
 def _media(pick: random.Random, settings: Mapping[str, Any]) -> Request:
-    kind = pick.choice(["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"])
+    kind = pick.choice(
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"]
+    )
     return {**_post(b'{"prompt": "a"}'), "headers": {"content-type": kind}}
 
 
 def _path(pick: random.Random, settings: Mapping[str, Any]) -> Request:
-    path = pick.choice(["/v1/chat/completions", "/v1/", "/v2/completions", "/../../etc/passwd", "/%00", "/v1/models/nobody", "/static/x.js", "//", "/v1/completions/", "/\u2603"])  # fmt: skip
+    path = pick.choice(["/v1/chat/completions", "/v1/", "/v2/completions", "/../../etc/passwd", "/%00", "/v1/models/nobody", "/static/x.js", "/v1/completions/", "/\u2603"])  # fmt: skip
     return {"method": pick.choice(["GET", "POST"]), "url": path}
 
 

@@ -1,8 +1,10 @@
 """Steps of our samplers in SGLang's shape: the tokens are those of our own sampling, in any batch and order."""
 
 import dataclasses
+import re
+import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,8 +162,35 @@ def test_a_block_ends_within_the_number_of_steps_that_is_told() -> None:
         assert rounds <= steps.max_steps(BLOCK)
 
 
+def test_the_algorithm_of_the_docs_runs_in_the_loop_of_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a base class as SGLang's, whose synchronous loop is written out here."""
+
+    class DllmAlgorithm:
+        def __init__(self, config: SimpleNamespace) -> None:
+            self.block_size, self.mask_id = config.block_size, config.mask_id
+
+    base = ModuleType("sglang.srt.dllm.algorithm.base")
+    base.DllmAlgorithm = DllmAlgorithm  # type: ignore[attr-defined]  # a module made here
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    text = (ROOT / "docs" / "how-to" / "sglang.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    sampler = {"op": "first_hitting", "temperature": 0.0}
+    config = SimpleNamespace(block_size=BLOCK, mask_id=MASK, algorithm_config={"sampler": sampler})
+    algorithm, logits = names["Algorithm"](config), torch.randn(2 * BLOCK, V + 1)
+    batch = Batch(torch.full((2 * BLOCK,), MASK), torch.arange(BLOCK).repeat(2), 2, rids=["a", "b"])
+    states = algorithm.init_step_state(batch)
+    for _ in range(algorithm.max_steps(BLOCK)):
+        if all(algorithm.step(batch, logits, states)):
+            break
+    else:
+        pytest.fail("the blocks are not done")
+    assert torch.equal(batch.input_ids, logits[:, :MASK].argmax(-1))
+
+
 def test_errors_say_what_is_wrong() -> None:
-    with pytest.raises(UserError, match="'euler' cannot take its steps one at a time; .*confidence.*can"):
+    with pytest.raises(UserError, match=r"'euler' cannot take its steps one at a time; .*confidence.*can"):
         BlockSteps({"op": "euler"}, mask_id=MASK, block_size=BLOCK)
     with pytest.raises(UserError, match="sampler 'confidence': steps: "):
         BlockSteps({"op": "confidence", "steps": 0}, mask_id=MASK, block_size=BLOCK)
@@ -171,7 +200,7 @@ def test_errors_say_what_is_wrong() -> None:
         BlockSteps({"op": "confidence"}, mask_id=-1, block_size=BLOCK)
     steps = BlockSteps({"op": "confidence", "steps": 2}, mask_id=MASK, block_size=BLOCK)
     batch = Batch(torch.full((BLOCK,), MASK), torch.arange(BLOCK), 1)
-    with pytest.raises(UserError, match="neither seeds .* nor names"):
+    with pytest.raises(UserError, match=r"neither seeds .* nor names"):
         steps.init_step_state(batch)
     states = [BlockState(1, steps.init_step_state(dataclasses.replace(batch, rids=["x"]))[0].config)]
     with pytest.raises(UserError, match="no place for token 11"):

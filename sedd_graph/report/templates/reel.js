@@ -35,7 +35,7 @@ const seddReel = (() => {
   }
 
   function choice(label, options, change) {
-    const select = make("select");
+    const select = make("select", {"aria-label": label});
     for (const [value, text] of options) select.append(make("option", {value}, text));
     select.onchange = () => change(select.value);
     return [make("label", {}, label, select), select];

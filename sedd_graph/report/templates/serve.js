@@ -300,7 +300,7 @@
       answer.text += choice.text ?? "";
       if (choice.filled) answer.filled = choice.filled;
       if (choice.given) answer.given = new Set(choice.given);
-      if (choice.step !== undefined) answer.step = choice.step;
+      answer.step = Math.max(answer.step, choice.step ?? 0);
       if (!choice.draft) continue;
       answer.masks ??= choice.draft.filter((word) => word === null).length;
       if (answer.frames.length < FRAMES) answer.frames.push(choice.draft);
