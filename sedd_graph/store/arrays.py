@@ -110,7 +110,7 @@ def read_array(
     ranges = [range(size) for size in array.shape]
     for axis, part in enumerate((slice(start, None if rows is None else start + rows), slice(columns))[: array.ndim]):
         ranges[axis] = ranges[axis][part]
-    select = (*(slice(found.start, found.stop) for found in ranges), ...)
+    select = tuple(slice(found.start, found.stop) for found in ranges)
     try:
         keys = _chunk_keys(array, ranges, where)
         missing = sum(not sync((array.store_path / key).exists()) for key in keys)

@@ -83,7 +83,7 @@ def test_a_confidence_is_the_networks_probability_where_the_token_was_drawn(
     seen = Seen()
     out, settings = made(cls, config, seen, kernel)
     assert torch.equal(out, made(cls, config, None, kernel)[0])
-    inner, mask = network(N, kernel=settings.kernel), settings.kernel.mask
+    inner, mask = network(N, kernel=settings.kernel), settings.kernel.require_mask()
     possible = []
     for x, t, rows in seen.inputs:
         full = torch.full((ROWS, LENGTH, N), torch.nan)
@@ -149,7 +149,7 @@ def test_blocks_report_the_confidences_of_the_whole_row() -> None:
     write_blocks(sampler, lambda before: denoise, x, seen.of(settings), block=8)
     assert len(seen.rows) == len(seen.sure)
     for rows, sure in zip(seen.rows, seen.sure, strict=True):
-        assert torch.equal(sure.isnan(), rows == settings.kernel.mask)
+        assert torch.equal(sure.isnan(), rows == settings.kernel.require_mask())
     assert not bool(seen.sure[-1].isnan().any())
 
 
