@@ -38,10 +38,12 @@ from sedd_graph.cli import (
     runs,
     sample,
     schema,
+    serve,
     show,
     sweep,
     tokenize,
     train,
+    view,
 )
 from sedd_graph.cli.options import add_debug
 from sedd_graph.cli.progress import console_observer
@@ -60,6 +62,7 @@ VERBS = (
     sweep,
     sample,
     infill,
+    serve,
     invert,
     restore,
     edit,
@@ -68,6 +71,7 @@ VERBS = (
     show,
     runs,
     compare,
+    view,
     components,
     schema,
     import_weights,

@@ -30,7 +30,7 @@ from sedd_graph.runs.sample import read_prompt, sampling_attributes
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_text
 
-__all__ = ["Answer", "PromptLine", "answer_prompts", "fill_in", "hole_pattern", "read_prompts"]
+__all__ = ["Answer", "PromptLine", "answer_prompts", "answer_seed", "fill_in", "hole_pattern", "read_prompts"]
 
 MAX_BYTES, MAX_PROMPTS = 256 * 2**20, 1_000_000
 """Limits on a file of prompts: its bytes, and its prompts."""
@@ -222,7 +222,7 @@ def answer_prompts(
         The answers, those of the first prompt first; and facts of the samples (:attr:`Samples.facts`).
     """
     answers = [
-        Answer(number, sample, _seed(seed, prompt, sample))
+        Answer(number, sample, answer_seed(seed, prompt, sample))
         for number, prompt in enumerate(prompts)
         for sample in range(samples)
     ]
@@ -246,7 +246,7 @@ def _encoded(run: Run, lines: Sequence[PromptLine], observed: str) -> Iterator[P
             raise UserError(f"prompt {line.id!r}: {error}") from None
 
 
-def _seed(seed: int, prompt: Prompt, sample: int) -> int:
+def answer_seed(seed: int, prompt: Prompt, sample: int) -> int:
     """Return the seed of an answer, in [0, 2^62), which follows from the tokens of its prompt."""
     content = f"{seed} {sample} {prompt.length} {prompt.tokens.tolist()}"
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 2

@@ -1,0 +1,36 @@
+"""Small served models with random weights, and their web application in this process."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from sedd_graph.runs.serve.app import Service
+from sedd_graph.runs.serve.model import ServedModel
+from sedd_graph.runs.serve.wire import Limits
+from tests.runs.unproved import built
+
+__all__ = ["client", "events", "model_of"]
+
+
+def model_of(folder: Path, name: str, *overrides: str, kv_cache: bool = True, **limits: Any) -> ServedModel:
+    """A shipped blueprint with a small network of random weights, served under the name ``tiny``."""
+    run = built(folder, name, *overrides)
+    return ServedModel(run, name="tiny", limits=Limits(**{"length": 64, **limits}), kv_cache=kv_cache)
+
+
+@contextmanager
+def client(model: ServedModel, **options: Any) -> Iterator[TestClient]:
+    """A client of the application, whose sampling thread runs."""
+    with TestClient(Service(model, **options).app, base_url="http://localhost") as found:
+        yield found
+
+
+def events(text: str) -> list[Any]:
+    """The events of a stream, without the last one, which must be [DONE]."""
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line and not line.startswith(":")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
