@@ -46,7 +46,7 @@ def write_view(sources: Sequence[Path], page: Path) -> None:
             film.update(label=made.store, note=made.facts)
     run = found[0][1]
     name = str(json_object(run / "graph.json").get("name") or run.name)
-    script = render("player.js") + render("reel.js") + render("heat.js") + render("view.js")
+    script = render("player.js") + render("reel.js") + render("heat.js") + render("theme.js") + render("view.js")
     style = render("palette.css") + render("player.css") + render("view.css")
     notes = [f"{made.store}: {', '.join(left)}." for made, _ in found if (left := _left_out(made, run))]
     text = render(

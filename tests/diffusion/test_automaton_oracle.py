@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import interegular
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from interegular.fsm import anything_else
 
 from sedd_graph.diffusion.conditions.automaton import Automaton, compile_pattern
-from sedd_graph.diffusion.conditions.pattern import Chain, Choice, Node, PatternError, Repeat, Set, parse
+from sedd_graph.diffusion.conditions.pattern import PatternError
 from sedd_graph.diffusion.conditions.token_automaton import spell
 
 Both = tuple[str, str]
@@ -101,20 +100,9 @@ PATTERNS: st.SearchStrategy[Both] = st.recursive(
 )
 
 
-def ranges(node: Node) -> Iterator[tuple[int, int]]:
-    if isinstance(node, Set):
-        yield from node.ranges
-    elif isinstance(node, Repeat):
-        yield from ranges(node.part)
-    elif isinstance(node, Chain | Choice):
-        for part in node.parts:
-            yield from ranges(part)
-
-
-def representatives(pattern: str, fsm: Any) -> list[str]:
-    """Characters such that each other one is treated as one of them by both automata: the ends of all ranges, and beside them."""
-    codes = {ord(c) for c in fsm.alphabet if c is not anything_else} | {ord(c) for c in EDGES}
-    codes |= {end + by for span in ranges(parse(pattern)) for end in span for by in (-1, 0, 1)}
+def representatives(fsm: Any) -> list[str]:
+    """Characters such that each other one is treated as one of them: those that interegular lists, and beside them."""
+    codes = {ord(c) + by for c in (*fsm.alphabet, *EDGES) if c is not anything_else for by in (-1, 0, 1)}
     return [chr(c) for c in sorted(codes) if 0 <= c <= 0x10FFFF and not 0xD800 <= c <= 0xDFFF]
 
 
@@ -127,7 +115,8 @@ def step(automaton: Automaton, state: int, character: str) -> int:
 def product(automaton: Automaton, fsm: Any, characters: list[str]) -> nx.DiGraph:
     """The graph of pairs (state here, state of interegular, None where it is dead) that texts lead to."""
     start = (0, fsm.initial)
-    graph, todo = nx.DiGraph(), [start]
+    todo = [start]
+    graph: nx.DiGraph = nx.DiGraph()
     graph.add_node(start)
     while todo:
         here, there = todo.pop()
@@ -147,27 +136,52 @@ def product(automaton: Automaton, fsm: Any, characters: list[str]) -> nx.DiGraph
 @example((r"(?:[ab]{2,})?(?:){3}", r"(?:[ab]{2,})?(?:){3}"), random.Random(0))  # infinite
 def test_languages_are_those_of_interegular(both: Both, source: random.Random) -> None:
     pattern, theirs = both
-    automaton, fsm = compile_pattern(pattern), interegular.parse_pattern(theirs).to_fsm()
-    letters = representatives(pattern, fsm)
+    letters = compare(pattern, interegular.parse_pattern(theirs).to_fsm())
+    automaton = compile_pattern(pattern)
+    for _ in range(5):  # by the way in which samplers use it, and by a third library
+        text = "".join(source.choices(letters, k=source.randrange(7)))
+        assert automaton.matches(text.encode()) is (re.fullmatch(theirs, text, re.ASCII) is not None), (pattern, text)
+
+
+AHEAD = st.tuples(st.booleans(), st.booleans(), PATTERNS)
+"""Negated, on the whole text, expression."""
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(AHEAD, min_size=1, max_size=2), PATTERNS)
+def test_look_aheads_are_intersections(aheads: list[tuple[bool, bool, Both]], body: Both) -> None:
+    pattern, fsm = "", interegular.parse_pattern(body[1]).to_fsm()
+    for negated, whole, (ours, theirs) in aheads:
+        pattern += f"(?{'!' if negated else '='}(?:{ours}){'$' if whole else ''})"
+        other = interegular.parse_pattern(theirs if whole else rf"(?:{theirs})[\s\S]*").to_fsm()
+        fsm = fsm - other if negated else fsm & other
+    compare(f"{pattern}(?:{body[0]})", fsm)
+
+
+def compare(pattern: str, fsm: Any) -> list[str]:
+    """Assert that the automaton of a pattern accepts the language of interegular's, and knows its lengths.
+
+    Returns:
+        Representatives of all characters.
+    """
+    automaton, letters = compile_pattern(pattern), representatives(fsm)
     graph = product(automaton, fsm, letters)
     for here, there in graph:  # the two agree on every text: no pair accepts on one side only
-        assert bool(automaton.accepts[here]) is (there in fsm.finals), (pattern, theirs)
-    for _ in range(5):
-        text = "".join(source.choices(letters, k=source.randrange(7)))
-        assert automaton.matches(text.encode()) is fsm.accepts(text) is (re.fullmatch(theirs, text, re.ASCII) is not None)  # fmt: skip
+        assert bool(automaton.accepts[here]) is (there in fsm.finals), pattern
     final = [pair for pair in graph if pair[1] in fsm.finals]
-    live = graph.subgraph(set().union(*(nx.ancestors(graph, pair) | {pair} for pair in final)))
     if fsm.empty():
         assert not final
         with pytest.raises(PatternError, match="no text of this model's tokens matches"):
             spell(automaton, [bytes([value]) for value in range(256)])
-        return
+        return letters
     # lengths in characters, were each token a character; finite languages end
+    live = graph.subgraph(set().union(*(nx.ancestors(graph, pair) | {pair} for pair in final)))
     tokens = spell(automaton, [character.encode() for character in letters])
     most = len(live) + 2
     lengths = tokens.lengths(most, np.ones(len(letters), bool))
     assert lengths == [n for n in range(most + 1) if has_length(fsm, n)], pattern
     assert (lengths[-1] < len(live)) is nx.is_directed_acyclic_graph(live), pattern
+    return letters
 
 
 def has_length(fsm: Any, length: int) -> bool:

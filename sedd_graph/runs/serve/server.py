@@ -24,7 +24,7 @@ from sedd_graph.runs.serve.app import Service
 from sedd_graph.runs.serve.model import ServedModel
 from sedd_graph.runs.serve.wire import Refused
 
-__all__ = ["Address", "is_loopback", "listen", "read_keys", "serve"]
+__all__ = ["Address", "Server", "is_loopback", "listen", "read_keys", "serve"]
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 LOG = logging.getLogger("sedd_graph.serve")
@@ -79,7 +79,7 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Server that, on SIGINT or SIGTERM, answers what it has accepted, and then ends with exit code 0.
 
     Meanwhile it refuses new requests. A second signal ends it at once.
@@ -93,7 +93,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service, grace: float, say: Callable[[str], None]) -> None:
         super().__init__(config)
-        self._service, self._grace, self._say, self._signals = service, grace, say, 0
+        self._service, self._grace, self._say, self._signals, self._until = service, grace, say, 0, 0.0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -165,7 +165,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     say(f"serving     http://{shown}:{port} (try it in a browser; OpenAI's clients: base_url=http://{shown}:{port}/v1)")
     try:
-        _Server(config, service, grace, say).run(sockets=[sock])
+        Server(config, service, grace, say).run(sockets=[sock])
     finally:
         LOG.removeHandler(handler)
     say("stopped")

@@ -176,6 +176,8 @@ def test_the_policy_allows_only_the_script_and_style_of_the_page() -> None:
     assert page.count("<script") == page.count("<style") == 1
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
-    assert {"connect-src 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"} <= set(policy.split("; "))
+    assert {"connect-src 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"} <= set(
+        policy.split("; ")
+    )
     assert not re.search(r"\b(src|href)\s*=|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", page)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)

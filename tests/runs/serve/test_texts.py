@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,9 +99,3 @@ def test_histograms_count_as_prometheus_does() -> None:
         "h_sum 6.500000",
         "h_count 4",
     ]
-
-
-def test_the_page_is_shipped_where_the_server_looks() -> None:
-    from sedd_graph.runs.serve import app
-
-    assert Path(app.__file__).parent / "page.html" == app.PAGE

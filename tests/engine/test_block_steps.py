@@ -1,8 +1,10 @@
 """Steps of our samplers in SGLang's shape: the tokens are those of our own sampling, in any batch and order."""
 
 import dataclasses
+import re
+import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.engine.block_cache import uncached
+from sedd_graph.engine.block_steps import BlockState, BlockSteps
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import UserError
-from sedd_graph.families.block_steps import BlockState, BlockSteps
 from tests.conftest import ROOT
 
 V, BLOCK, LENGTH = 11, 4, 12
@@ -117,12 +119,13 @@ def test_requests_have_their_own_temperature_unless_the_config_holds() -> None:
     given = {"temperatures": torch.tensor([[0.0], [0.0], [0.0]]), "top_ps": torch.ones(3)}
     ours = {"temperatures": torch.ones(3, 1), "top_ps": torch.ones(3), "top_ks": torch.ones(3, dtype=torch.int32)}
     rows = {}
-    for name, sampler, more in [
+    cases: list[tuple[str, dict[str, Any], dict[str, Tensor]]] = [
         ("request", {"op": "first_hitting"}, given),
         ("greedy", {"op": "first_hitting"}, ours),
         ("config", {"op": "first_hitting", "temperature": 0.0}, {**ours, "top_ks": torch.full((3,), 2**30)}),
         ("warm", {"op": "first_hitting"}, {**ours, "top_ks": torch.full((3,), 2**30)}),
-    ]:
+    ]
+    for name, sampler, more in cases:
         requests = [Request(torch.full((LENGTH,), MASK), s) for s in SEEDS.tolist()]
         serve(BlockSteps(sampler, mask_id=MASK, block_size=BLOCK), engine, requests, admit=3, **more)
         rows[name] = torch.stack([r.row for r in requests])
@@ -140,8 +143,8 @@ def test_the_mask_may_be_any_token_and_some_are_forbidden() -> None:
         )
         batch = Batch(torch.full((2 * BLOCK,), mask), torch.arange(BLOCK).repeat(2), 2, rids=["a", "b"])
         states = steps.init_step_state(batch)
-        done = []
-        while not all(done) or not done:
+        done = [False]
+        while not all(done):
             done = steps.step(batch, SimpleNamespace(full_logits=logits[..., order]), states)  # type: ignore[arg-type]  # as SGLang passes it
         rows[mask] = batch.input_ids
         assert not set(rows[mask].tolist()) & {0, 1, 9 + (mask < 9), mask}
@@ -160,8 +163,35 @@ def test_a_block_ends_within_the_number_of_steps_that_is_told() -> None:
         assert rounds <= steps.max_steps(BLOCK)
 
 
+def test_the_algorithm_of_the_docs_runs_in_the_loop_of_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a base class as SGLang's, whose synchronous loop is written out here."""
+
+    class DllmAlgorithm:
+        def __init__(self, config: SimpleNamespace) -> None:
+            self.block_size, self.mask_id = config.block_size, config.mask_id
+
+    base = ModuleType("sglang.srt.dllm.algorithm.base")
+    base.__dict__["DllmAlgorithm"] = DllmAlgorithm
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    text = (ROOT / "docs" / "how-to" / "sglang.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    sampler = {"op": "first_hitting", "temperature": 0.0}
+    config = SimpleNamespace(block_size=BLOCK, mask_id=MASK, algorithm_config={"sampler": sampler})
+    algorithm, logits = names["Algorithm"](config), torch.randn(2 * BLOCK, V + 1)
+    batch = Batch(torch.full((2 * BLOCK,), MASK), torch.arange(BLOCK).repeat(2), 2, rids=["a", "b"])
+    states = algorithm.init_step_state(batch)
+    for _ in range(algorithm.max_steps(BLOCK)):
+        if all(algorithm.step(batch, logits, states)):
+            break
+    else:
+        pytest.fail("the blocks are not done")
+    assert torch.equal(batch.input_ids, logits[:, :MASK].argmax(-1))
+
+
 def test_errors_say_what_is_wrong() -> None:
-    with pytest.raises(UserError, match="'euler' cannot take its steps one at a time; .*confidence.*can"):
+    with pytest.raises(UserError, match=r"'euler' cannot take its steps one at a time; .*confidence.*can"):
         BlockSteps({"op": "euler"}, mask_id=MASK, block_size=BLOCK)
     with pytest.raises(UserError, match="sampler 'confidence': steps: "):
         BlockSteps({"op": "confidence", "steps": 0}, mask_id=MASK, block_size=BLOCK)
@@ -171,7 +201,7 @@ def test_errors_say_what_is_wrong() -> None:
         BlockSteps({"op": "confidence"}, mask_id=-1, block_size=BLOCK)
     steps = BlockSteps({"op": "confidence", "steps": 2}, mask_id=MASK, block_size=BLOCK)
     batch = Batch(torch.full((BLOCK,), MASK), torch.arange(BLOCK), 1)
-    with pytest.raises(UserError, match="neither seeds .* nor names"):
+    with pytest.raises(UserError, match=r"neither seeds .* nor names"):
         steps.init_step_state(batch)
     states = [BlockState(1, steps.init_step_state(dataclasses.replace(batch, rids=["x"]))[0].config)]
     with pytest.raises(UserError, match="no place for token 11"):
