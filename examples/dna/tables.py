@@ -8,11 +8,13 @@ with one added to every count. Order 1 is a bigram table. Tables read the bases 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from sedd_graph.data.config import DataConfig
 from sedd_graph.data.rows import open_data
 from sedd_graph.data.sources import read_corpus
 from sedd_graph.runs.open import open_run
@@ -62,16 +64,23 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder of the FASTA files (default: the folder of the blueprint)")
     parser.add_argument("--orders", type=int, nargs="+", default=[0, 1, 2, 3, 5, 7], help="orders of the tables")
     arguments = parser.parse_args()
-    opened = open_run(arguments.run, device="cpu", compile="off", weights="fresh")
-    root, config = arguments.corpus or Path(opened.root), opened.data
+    run = open_run(arguments.run, device="cpu", compile="off", weights="fresh")
+    config, root = run.report.data, arguments.corpus or run.data_root()
+    if not isinstance(config, DataConfig):
+        sys.exit(f"{arguments.run} is not a run on text")
     texts = [document.text for document in read_corpus(config.corpus, root=root)]
-    rows = open_data(config, root=root).heldout
-    heldout = "".join(opened.decode(rows.take(np.arange(rows.count), 0).tokens))
-    print(f"{len(heldout):,} held-out bases, {sum(map(len, texts)):,} training bases, both strands")
+    data = open_data(config, root=root)
+    rows = data.heldout.take(np.arange(data.heldout.count), 0).tokens
+    heldout = "".join(run.decode(rows)).replace("\n", "")
+    print(f"{len(heldout):,} held-out bases; {sum(map(len, texts)):,} bases for training, both strands")
     for order in arguments.orders:
         print(f"table of order {order}   {bits(texts, heldout, order):.4f} bits per base")
-    record = json.loads((arguments.run / "evaluation.json").read_text(encoding="utf-8"))
-    print(f"model              {record}")
+    if (record := arguments.run / "evaluation.json").exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        error = found["bits_standard_error"]
+        print(
+            f"the model          {found['bits_per_character']:.4f} +- {error:.4f}, of {found['tokens']:,} bases, an upper bound"
+        )
 
 
 if __name__ == "__main__":

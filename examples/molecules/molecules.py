@@ -39,8 +39,10 @@ def language(*, depth: int = 2, rings: int = 3) -> str:
     for _ in range(depth):
         branches = rf"(?:\({BOND}(?:{chain(branches)}|{END})\))*"
     pairs = "".join(rf"(?=(?:(?:[^{d}\n]*{d}[^{d}\n]*{d})*[^{d}\n]*\n)*$)" for d in range(1, rings + 1))
-    valence = r"(?![\s\S]*(?:=O[^)\n]|#[OFS]|=#))"  # =O has no bond left; O and S have no triple bond
-    return f"{pairs}{valence}(?:{END}?{chain(branches)}\\n)+"
+    loops = "|".join(f"{d}{d}" for d in range(1, rings + 1))
+    # =O has no bond left, O and S have no triple bond, and no atom is a ring by itself
+    never = rf"(?![\s\S]*(?:=O[^)\n]|#[OFS]|=#|{loops}))"
+    return f"{pairs}{never}(?:{END}?{chain(branches)}\\n)+"
 
 
 def write_corpus(folder: Path) -> int:

@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import pydantic
 
 from sedd_graph.component.contract import ComponentConfig
+from sedd_graph.data.reading import BOM
 from sedd_graph.data.sources import Document
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.files import size_text
@@ -96,6 +97,8 @@ def _sequences(stream: BinaryIO, path: Path, code: Code) -> Iterator[bytes]:
     while line := stream.readline(MAX_LINE):
         if column == 0:  # at the start of a line, not within a long one
             number += 1
+            if number == 1:
+                line = line.removeprefix(BOM)
             comment = line.startswith(b";")
             if line.startswith(b">"):
                 if parts is not None:

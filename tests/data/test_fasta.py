@@ -36,6 +36,7 @@ def message(root: Path, raw: bytes, **keys: Any) -> str:
 def test_records_are_documents_in_upper_case_without_gaps(tmp_path: Path) -> None:
     assert read(tmp_path, TWO) == ["ACGTACGTN", "NNNNNNNNNNN", "", "GATTACA"]
     assert read(tmp_path, gzip.compress(TWO), "a.fna.gz") == read(tmp_path, TWO)
+    assert read(tmp_path, b"\xef\xbb\xbf>one\nAC\n") == ["AC"]
     assert read(tmp_path, b">p\nMKvBZ*\n", molecule="protein") == ["MKVXX"]
     (tmp_path / "b.fna").write_bytes(TWO)
     whole = fasta.Fasta(fasta.Fasta.Config(files=["b.fna"]))

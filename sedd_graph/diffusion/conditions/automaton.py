@@ -14,7 +14,7 @@ import numpy as np
 from sedd_graph.diffusion.conditions.intersection import Automaton, intersection
 from sedd_graph.diffusion.conditions.pattern import Ahead, Chain, Choice, Node, PatternError, Repeat, parse
 
-__all__ = ["compile_pattern", "utf8_ranges"]
+__all__ = ["Automaton", "compile_pattern", "utf8_ranges"]
 
 MAX_PARTS = 50_000
 """Largest number of states of the nondeterministic automaton."""
