@@ -61,12 +61,9 @@ async def load(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
         }
         record["holds"] = whole == len(bodies) and not any(record["left"].values())
         if "neighbours" in arguments.items:
+            texts = {at: answer[0] for at, answer in enumerate(found) if not isinstance(answer, BaseException)}
             some = range(0, len(bodies), max(1, len(bodies) // arguments.alone))
-            other = [
-                at
-                for at in some
-                if (await ask(http, bodies[at]))[0] != (found[at][0] if isinstance(found[at], tuple) else None)
-            ]
+            other = [at for at in some if (await ask(http, bodies[at]))[0] != texts.get(at)]
             record["neighbours"] = {"alone": len(some), "different": other, "holds": not other}
             record["holds"] = record["holds"] and not other
         return record
@@ -253,13 +250,14 @@ def main() -> int:
         folder, steps = Path(scratch), f"train.steps={arguments.steps}"
 
         def run_of(blocks: bool) -> Path:
-            given = arguments.blocks if blocks else arguments.run
-            if given is None:
-                say(f"training a small {'block diffusion' if blocks else 'masked diffusion'} model")
-                name, own = ("bd3lm-tiny", ["objective.block=16"]) if blocks else ("mdlm-tiny", ["sample.steps=16"])
-                given = trained(folder, name, steps, "train.batch=8", "train.warmup=5", *own)
-                setattr(arguments, "blocks" if blocks else "run", given)
-            return given
+            given: Path | None = arguments.blocks if blocks else arguments.run
+            if given is not None:
+                return given
+            say(f"training a small {'block diffusion' if blocks else 'masked diffusion'} model")
+            name, own = ("bd3lm-tiny", ["objective.block=16"]) if blocks else ("mdlm-tiny", ["sample.steps=16"])
+            made = trained(folder, name, steps, "train.batch=8", "train.warmup=5", *own)
+            setattr(arguments, "blocks" if blocks else "run", made)
+            return made
 
         def with_server(item: Callable[[Server, argparse.Namespace], Awaitable[Body]]) -> Body:
             with served(run_of(blocks=False)) as server:

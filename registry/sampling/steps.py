@@ -179,8 +179,7 @@ class Ancestral(Stepwise, StepSampler, kind="sampler"):
         while more:
             left, more = self._reveal(walk, left, steps)
             if walk.watched:
-                # the steps before the next one of every row are over
-                over = int(walk.transfer(left.amin())[0]) if more else steps + 1
+                over = int(walk.told[0])  # steps that no row has before it any more
                 for step in range(shown, over):
                     walk.show_step(torch.where(falls <= step, walk.x, start))
                 shown = over
@@ -213,12 +212,13 @@ class Ancestral(Stepwise, StepSampler, kind="sampler"):
             steps: Number of steps.
 
         Returns:
-            ``left`` afterwards, and whether there were masks to remove.
+            ``left`` afterwards, whose least value :attr:`Walk.told` has, and whether there were masks to remove.
         """
         never, now = steps + 1, left.amin(1)
         chosen = (left == now[:, None]) & (left < never)
-        more = walk.reveal(chosen, self._times(walk, steps)[now.clamp(max=steps)])
-        return left.masked_fill(chosen, never), more
+        after = left.masked_fill(chosen, never)
+        t = self._times(walk, steps)[now.clamp(max=steps)]
+        return after, walk.reveal(chosen, t, ahead=after.amin if walk.watched else None)
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         ancestral(walk, t, s)

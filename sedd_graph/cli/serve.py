@@ -90,7 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from sedd_graph.runs.serve.server import Address, is_loopback, listen, read_keys, serve
     except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "starlette", extra="serve", purpose="serve") from None
+        package = str(error.name).partition(".")[0]
+        if package not in ("starlette", "uvicorn", "h11"):
+            raise
+        raise MissingExtraError(package, extra="serve", purpose="serve") from None
     from sedd_graph.runs.serve.model import ServedModel
     from sedd_graph.runs.serve.wire import Limits
 

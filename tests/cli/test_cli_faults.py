@@ -116,6 +116,15 @@ FAULTS: list[tuple[str, str]] = [
     ("infill @/dataless --prefix a", "there is no tokenizer in @/dataless: tokens cannot become text"),
     ("train @/dataless", "this blueprint has no 'data' section"),
     ("eval @/dataless", "this blueprint has no 'data' section"),
+    ("serve @/net", "serve: @/net is no model of text: serve a run of tokens, strings or vectors"),
+    ("serve @/dataless", "there is no tokenizer in @/dataless: tokens cannot become text, nor text tokens"),
+    ("serve @/empty", "@/empty is not a run folder: there is no blueprint.lock.yaml in it"),
+    ("serve @/new --api-key-file @/none", "@/none: cannot be read: No such file or directory"),
+    ("serve @/new --name=", "--name is empty: give the model a name, or leave --name out"),
+    (
+        "serve @/new --port 65536",
+        "sedd-graph serve: argument --port: must be from 0 to 65,535, not 65,536" + SEE.format(verb=" serve"),
+    ),
     ("infill @/new", "infill: give --text 'The [[12]] is', or --prefix or --suffix"),
     (
         "infill @/new --text hole",

@@ -52,7 +52,7 @@ def intersection(automata: Sequence[Automaton], *, most: int, spend: Callable[[i
     useful = [_useful(automaton).tolist() for automaton in automata]
     begin = (0,) * len(automata)
     known, order = {begin: 0}, [begin]
-    rows = list[list[int]]()
+    rows: list[list[int]] = []
     while len(rows) < len(order):
         row = []
         spend(len(first) * len(automata))

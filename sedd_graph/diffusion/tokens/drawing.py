@@ -152,7 +152,7 @@ class Drawing(Predictions):
         change = _Change(move, states, must)
         if move.dtype == torch.bool:
             where = move & self.free
-            counts = self._counts([where], None)
+            counts = self._counts([where], None if ahead is None else ahead())
             if not counts.totals[0]:
                 return self.x
             jump = self.draws.begin_jump(self.x, where.double())

@@ -85,7 +85,7 @@ class Walk(Drawing):
             self._on_step(self._steps, x)
         self._steps += 1
 
-    def reveal(self, chosen: Tensor, t: Tensor) -> bool:
+    def reveal(self, chosen: Tensor, t: Tensor, *, ahead: Callable[[], Tensor] | None = None) -> bool:
         """Replace the masks at chosen positions by sampled tokens.
 
         The network is evaluated only on the rows with a chosen position, and its position-wise end only at the chosen
@@ -94,13 +94,14 @@ class Walk(Drawing):
         Args:
             chosen: bool [b, l], masked positions.
             t: Times of the rows, [b].
+            ahead: As of :meth:`draw`.
 
         Returns:
             Whether any position was chosen.
         """
         chosen = chosen & self.free
         outputs, before = self.outputs_where_drawn(t, chosen.any(1), places=True), self.x
-        drawn = self.draw(chosen, self.clean_at(outputs), must=True)
+        drawn = self.draw(chosen, self.clean_at(outputs), must=True, ahead=ahead)
         self.put(drawn)
         return drawn is not before
 

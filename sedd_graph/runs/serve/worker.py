@@ -83,11 +83,6 @@ class Worker(threading.Thread):
             self._stopping = True
             self._changed.notify()
 
-    def idle(self) -> bool:
-        """Return whether no job waits or runs."""
-        with self._changed:
-            return not self._queue and not self._running
-
     def stop(self) -> None:
         """Refuse new jobs, fail those that wait or run, and end the thread after the current step."""
         with self._changed:
@@ -187,7 +182,11 @@ class Worker(threading.Thread):
             if all(row.ended or job.over() for job, row in batch):
                 raise _Abandoned
 
+        taken = 0
+
         def on_step(number: int, rows: Tensor) -> None:
+            nonlocal taken
+            taken = number
             check()
             if plays:
                 for (job, row), tokens in zip(batch, rows.cpu().numpy(), strict=True):
@@ -203,7 +202,8 @@ class Worker(threading.Thread):
         self._metrics.add("network_evaluations", found.evaluations)
         for (job, row), tokens, given in zip(batch, found.tokens, found.given, strict=True):
             if not row.ended:
-                job.mailbox.post(row.index, Update(written=tokens.copy(), given=given.copy(), final=True))
+                done = Update(step=taken, written=tokens.copy(), given=given.copy(), final=True)
+                job.mailbox.post(row.index, done)
         self._seconds = 0.5 * self._seconds + 0.5 * (time.monotonic() - started)
 
     def _post_blocks(self, batch: Sequence[Member], before: Tensor) -> None:

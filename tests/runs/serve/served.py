@@ -1,5 +1,7 @@
 """Small served models with random weights, and their web application in this process."""
 
+import copy
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +15,19 @@ from sedd_graph.runs.serve.model import ServedModel
 from sedd_graph.runs.serve.wire import Limits
 from tests.runs.unproved import built
 
-__all__ = ["client", "events", "model_of"]
+__all__ = ["client", "events", "limited", "model_of"]
 
 
-def model_of(folder: Path, name: str, *overrides: str, kv_cache: bool = True, **limits: Any) -> ServedModel:
+def model_of(folder: Path, name: str, *overrides: str) -> ServedModel:
     """A shipped blueprint with a small network of random weights, served under the name ``tiny``."""
-    run = built(folder, name, *overrides)
-    return ServedModel(run, name="tiny", limits=Limits(**{"length": 64, **limits}), kv_cache=kv_cache)
+    return ServedModel(built(folder, name, *overrides), name="tiny", limits=Limits(length=64))
+
+
+def limited(model: ServedModel, **limits: Any) -> ServedModel:
+    """The same model with other limits."""
+    found = copy.copy(model)
+    found.limits = dataclasses.replace(model.limits, **limits)
+    return found
 
 
 @contextmanager

@@ -2,44 +2,36 @@
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from starlette.testclient import TestClient
 
 from sedd_graph.runs.prompts import PromptLine, fill_in
 from sedd_graph.runs.serve.model import ServedModel
-from tests.runs.serve.served import client, events, model_of
+from tests.runs.serve.served import client, events, limited
 
+Served = Callable[[str], ServedModel]
 MODELS = ("mdlm-tiny", "sedd-uniform-tiny", "bd3lm-tiny", "did-tiny")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ServedModel]:
-    folder = tmp_path_factory.mktemp("runs")
-    steps = {"bd3lm-tiny": ()}  # its sampler takes no number of steps
-    return {name: model_of(folder / name, name, *steps.get(name, ("sample.steps=4",))) for name in MODELS}
-
-
 @pytest.fixture(scope="module", params=MODELS)
-def each(request: pytest.FixtureRequest, models: dict[str, ServedModel]) -> Iterator[tuple[TestClient, ServedModel]]:
-    with client(models[request.param]) as found:
-        yield found, models[request.param]
+def each(request: pytest.FixtureRequest, served: Served) -> Iterator[tuple[TestClient, ServedModel]]:
+    with client(served(request.param)) as found:
+        yield found, served(request.param)
 
 
 @pytest.fixture(scope="module")
-def masked(models: dict[str, ServedModel]) -> Iterator[TestClient]:
-    with client(models["mdlm-tiny"]) as found:
+def masked(served: Served) -> Iterator[TestClient]:
+    with client(served("mdlm-tiny")) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def blocks(models: dict[str, ServedModel]) -> Iterator[TestClient]:
-    with client(models["bd3lm-tiny"]) as found:
+def blocks(served: Served) -> Iterator[TestClient]:
+    with client(served("bd3lm-tiny")) as found:
         yield found
 
 
@@ -149,8 +141,8 @@ def _metric(http: TestClient, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"sedd_graph_{name} "))
 
 
-def test_prompts_of_every_form(masked: TestClient, models: dict[str, ServedModel]) -> None:
-    model = models["mdlm-tiny"]
+def test_prompts_of_every_form(masked: TestClient, served: Served) -> None:
+    model = served("mdlm-tiny")
     ids = [int(i) for i in model.tokenizer.encode("The ")]
     told = ask(masked, prompt="The ", max_tokens=5, seed=1)["choices"][0]["text"]
     assert ask(masked, prompt=ids, max_tokens=5, seed=1)["choices"][0]["text"] == told
@@ -171,11 +163,11 @@ def test_prompts_of_every_form(masked: TestClient, models: dict[str, ServedModel
     assert two["text"] == f"a {two['filled'][0]} b {two['filled'][1]}"
 
 
-def test_settings_and_conditions_reach_the_sampler(masked: TestClient, models: dict[str, ServedModel]) -> None:
+def test_settings_and_conditions_reach_the_sampler(masked: TestClient, served: Served) -> None:
     cold = [ask(masked, prompt="The ", max_tokens=8, temperature=0, steps=8, seed=s) for s in (1, 2)]
     warm = [ask(masked, prompt="The ", max_tokens=8, steps=8, seed=s) for s in (1, 2)]
     assert warm[0]["choices"][0]["text"] != warm[1]["choices"][0]["text"]
-    model = models["mdlm-tiny"]
+    model = served("mdlm-tiny")
     tokens = model.tokenizer.encode(cold[0]["choices"][0]["text"])
     assert len(tokens) == 8
     text = ask(masked, prompt="The ", max_tokens=8, matching="The [a-z]{4}[0-9]{4}", seed=1)["choices"][0]["text"]
@@ -228,7 +220,13 @@ def test_what_is_refused_says_why(masked: TestClient) -> None:
         said, field, why = told(masked, status, **body)
         assert message in said, body
         assert (field, why) == (param, code), body
-    neutral = {"logprobs": None, "best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}
+    neutral: dict[str, Any] = {
+        "logprobs": None,
+        "best_of": 1,
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+    }
     ask(masked, prompt="a", model="tiny", user="u", **neutral)
 
 
@@ -238,8 +236,8 @@ def test_a_failing_stream_ends_with_an_error(masked: TestClient) -> None:
     assert json.loads(answer.text.removeprefix("data: "))["error"]["message"].startswith("no text of 17 tokens")
 
 
-def test_strings_choose_lengths(models: dict[str, ServedModel]) -> None:
-    with client(models["did-tiny"]) as http:
+def test_strings_choose_lengths(served: Served) -> None:
+    with client(served("did-tiny")) as http:
         assert "chooses lengths itself" in told(http, 400, matching="a")[0]
         assert "write [[]] for a hole" in told(http, 400, prompt="a [[3]]")[0]
         assert http.get("/v1/settings").json()["hole"] == "[[]]"
@@ -276,19 +274,17 @@ def test_the_other_endpoints(masked: TestClient) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-def test_text_without_a_cache_is_the_same(models: dict[str, ServedModel], tmp_path: Path) -> None:
-    cached, plain = models["bd3lm-tiny"], model_of(tmp_path / "run", "bd3lm-tiny", kv_cache=False)
-    for mine, other in zip(cached.run.engine.model.parameters(), plain.run.engine.model.parameters(), strict=True):
-        assert torch.equal(mine, other)
+def test_text_without_a_cache_is_the_same(served: Served) -> None:
+    cached = served("bd3lm-tiny")
+    plain = ServedModel(cached.run, name="tiny", limits=cached.limits, kv_cache=False)
     body: dict[str, Any] = {"prompt": ["The ", "", "A b"], "max_tokens": 40, "n": 4, "seed": 1}
     with client(cached) as http, client(plain) as bare:
         one, two = (ask(h, **body) for h in (http, bare))
     assert [c["text"] for c in one["choices"]] == [c["text"] for c in two["choices"]]
 
 
-def test_a_request_ends_when_its_time_is_over(tmp_path: Path) -> None:
-    model = model_of(tmp_path / "run", "mdlm-tiny", "sample.steps=4", timeout=0.3)
-    with client(model) as http:
+def test_a_request_ends_when_its_time_is_over(served: Served) -> None:
+    with client(limited(served("mdlm-tiny"), timeout=0.3)) as http:
         body = {"prompt": "The ", "max_tokens": 60, "steps": 4000}
         assert told(http, 504, **body)[2] == "timeout"
         answer = http.post("/v1/completions", json={**body, "stream": True})

@@ -22,9 +22,9 @@ import openai
 import pytest
 import uvicorn
 
+from sedd_graph.runs.serve.model import ServedModel
 from sedd_graph.runs.serve.server import Server
 from tests.runs.serve.test_fuzz import malformed
-from tests.runs.unproved import built
 
 KEY = "a-key"
 
@@ -89,14 +89,16 @@ def serving(run: Path, *options: str) -> Iterator[Process]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("served") / "run", "mdlm-tiny", "sample.steps=4").path
+def run(served: Callable[[str], ServedModel]) -> Path:
+    return served("mdlm-tiny").run.path
 
 
 @pytest.fixture(scope="module")
 def server(run: Path) -> Iterator[Process]:
     (run.parent / "keys").write_text(f"another\n{KEY}\n")
-    with serving(run, "--api-key-file", str(run.parent / "keys"), "--name", "tiny", "--length", "64") as process:
+    with serving(
+        run, "--api-key-file", str(run.parent / "keys"), "--name", "tiny", "--length", "64", "--grace", "60"
+    ) as process:
         yield process
 
 
@@ -187,26 +189,6 @@ def test_memory_is_flat_over_ten_thousand_malformed_requests(server: Process) ->
     assert sizes[1] - sizes[0] < 8 * 2**20
 
 
-def test_a_signal_answers_what_was_accepted_and_refuses_the_rest(run: Path) -> None:
-    with serving(run, "--grace", "60") as process:
-        with ThreadPoolExecutor(2) as pool:
-            body = {"prompt": "The ", "max_tokens": 60, "steps": 300, "seed": 1}
-            whole = pool.submit(process.http.post, "/v1/completions", json=body)
-            stream = pool.submit(process.http.post, "/v1/completions", json={**body, "stream": True})
-            process.until(lambda: process.metric("running_rows") > 0)
-            with httpx.Client(base_url=process.url) as late:
-                process.child.send_signal(signal.SIGTERM)
-                process.until(lambda: late.get("/health").json() == {"status": "stopping"})
-                refused = late.post("/v1/completions", json=body)
-                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
-            text = whole.result().json()["choices"][0]["text"]
-            assert len(text) == 60
-            assert stream.result().text.endswith("data: [DONE]\n\n")
-        assert process.child.wait(60) == 0
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{process.url}/health")
-
-
 def test_a_stop_ends_when_it_should() -> None:
     """After the last answer, after the time of grace, or at a second signal."""
 
@@ -228,3 +210,23 @@ def test_a_stop_ends_when_it_should() -> None:
         ended, said = asyncio.run(ticks(signals=signals, grace=grace, open_=open_))
         assert (ended, said[1:]) == (ends, ["stopped"] * ends)
         assert f"{open_} requests are answered first" in said[0]
+
+
+def test_a_signal_answers_what_was_accepted_and_refuses_the_rest(server: Process) -> None:
+    """The last test of this file, since it ends the server that the others share."""
+    with ThreadPoolExecutor(2) as pool:
+        body = {"prompt": "The ", "max_tokens": 60, "steps": 600, "seed": 1}
+        whole = pool.submit(server.http.post, "/v1/completions", json=body)
+        stream = pool.submit(server.http.post, "/v1/completions", json={**body, "stream": True})
+        server.until(lambda: server.metric("running_rows") + server.metric("queue_requests") == 2)
+        with httpx.Client(base_url=server.url, headers=server.http.headers) as late:
+            server.child.send_signal(signal.SIGTERM)
+            server.until(lambda: late.get("/health").json() == {"status": "stopping"})
+            refused = late.post("/v1/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+        text = whole.result().json()["choices"][0]["text"]
+        assert len(text) == 60
+        assert stream.result().text.endswith("data: [DONE]\n\n")
+    assert server.child.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")

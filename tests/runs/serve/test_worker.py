@@ -5,7 +5,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,6 @@ from sedd_graph.runs.serve.model import Sampled, ServedModel
 from sedd_graph.runs.serve.reading import read_rows, read_settings
 from sedd_graph.runs.serve.wire import Completion, Limits, Refused
 from sedd_graph.runs.serve.worker import Worker
-from tests.conftest import SMALL
-from tests.runs.serve.served import model_of
 
 PROMPTS = [
     "The [[14]] statement.",
@@ -42,11 +39,9 @@ def rows_of(model: ServedModel, prompts: Sequence[str], **fields: Any) -> tuple[
 
 
 @pytest.mark.parametrize("name", ["mdlm-tiny", "padded", "sedd-uniform-tiny", "bd3lm-tiny", "did-tiny"])
-def test_tokens_do_not_depend_on_other_requests(tmp_path: Path, name: str) -> None:
+def test_tokens_do_not_depend_on_other_requests(served: Callable[[str], ServedModel], name: str) -> None:
     """Alone, and in batches of other prompts, in other orders and sizes: the same tokens."""
-    steps = () if name == "bd3lm-tiny" else ("sample.steps=4",)
-    (tmp_path / "padded.yaml").write_text(SMALL)  # its graph has the input 'attend'
-    model = model_of(tmp_path / "run", str(tmp_path / "padded.yaml") if name == "padded" else name, *steps)
+    model = served(name)
     prompts = LEFT if name in ("bd3lm-tiny", "did-tiny") else PROMPTS
     fields: dict[str, Any] = {} if prompts is PROMPTS else {"max_tokens": 11}
     rows, settings = rows_of(model, prompts, n=2, **fields)
@@ -54,7 +49,7 @@ def test_tokens_do_not_depend_on_other_requests(tmp_path: Path, name: str) -> No
     assert len({tuple(tokens) for tokens in alone}) == len(rows)
     assert rows_of(model, prompts, n=2, **fields)[0][3].seed == rows[3].seed
     order, most, mixed = list(range(len(rows))), model.most(settings), 0
-    for trial in range(3):
+    for trial in range(2):
         random.Random(trial).shuffle(order)
         for bucket in sorted({row.bucket for row in rows}):
             batch = [i for i in order if rows[i].bucket == bucket][:most]
@@ -228,10 +223,9 @@ def test_stopping_fails_what_is_left(bench: Any) -> None:
     b.worker.submit(waiting)
     b.worker.start()
     assert begun.wait(30)
-    assert not b.worker.idle()
     b.worker.stop()
     b.worker.join(30)
-    assert b.worker.idle()
+    assert not b.worker.is_alive()
     for job in (running, waiting):
         with pytest.raises(Refused, match="stopping"):
             b.results(job)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.engine.block_cache import uncached
+from sedd_graph.engine.block_steps import BlockState, BlockSteps
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import UserError
-from sedd_graph.families.block_steps import BlockState, BlockSteps
 from tests.conftest import ROOT
 
 V, BLOCK, LENGTH = 11, 4, 12
@@ -119,12 +119,13 @@ def test_requests_have_their_own_temperature_unless_the_config_holds() -> None:
     given = {"temperatures": torch.tensor([[0.0], [0.0], [0.0]]), "top_ps": torch.ones(3)}
     ours = {"temperatures": torch.ones(3, 1), "top_ps": torch.ones(3), "top_ks": torch.ones(3, dtype=torch.int32)}
     rows = {}
-    for name, sampler, more in [
+    cases: list[tuple[str, dict[str, Any], dict[str, Tensor]]] = [
         ("request", {"op": "first_hitting"}, given),
         ("greedy", {"op": "first_hitting"}, ours),
         ("config", {"op": "first_hitting", "temperature": 0.0}, {**ours, "top_ks": torch.full((3,), 2**30)}),
         ("warm", {"op": "first_hitting"}, {**ours, "top_ks": torch.full((3,), 2**30)}),
-    ]:
+    ]
+    for name, sampler, more in cases:
         requests = [Request(torch.full((LENGTH,), MASK), s) for s in SEEDS.tolist()]
         serve(BlockSteps(sampler, mask_id=MASK, block_size=BLOCK), engine, requests, admit=3, **more)
         rows[name] = torch.stack([r.row for r in requests])
@@ -142,8 +143,8 @@ def test_the_mask_may_be_any_token_and_some_are_forbidden() -> None:
         )
         batch = Batch(torch.full((2 * BLOCK,), mask), torch.arange(BLOCK).repeat(2), 2, rids=["a", "b"])
         states = steps.init_step_state(batch)
-        done = []
-        while not all(done) or not done:
+        done = [False]
+        while not all(done):
             done = steps.step(batch, SimpleNamespace(full_logits=logits[..., order]), states)  # type: ignore[arg-type]  # as SGLang passes it
         rows[mask] = batch.input_ids
         assert not set(rows[mask].tolist()) & {0, 1, 9 + (mask < 9), mask}
@@ -170,7 +171,7 @@ def test_the_algorithm_of_the_docs_runs_in_the_loop_of_sglang(monkeypatch: pytes
             self.block_size, self.mask_id = config.block_size, config.mask_id
 
     base = ModuleType("sglang.srt.dllm.algorithm.base")
-    base.DllmAlgorithm = DllmAlgorithm  # type: ignore[attr-defined]  # a module made here
+    base.__dict__["DllmAlgorithm"] = DllmAlgorithm
     monkeypatch.setitem(sys.modules, base.__name__, base)
     text = (ROOT / "docs" / "how-to" / "sglang.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]

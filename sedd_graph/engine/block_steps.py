@@ -267,11 +267,12 @@ class BlockSteps:
         for row, state in enumerate(states):
             state.number, state.call = number + 1, noise.call
             state.kept = tuple(column[row : row + 1] for column in kept)
-        return torch.where(walk.x == kernel.mask, self.mask_id, walk.x + (walk.x >= self.mask_id))
+        outer = walk.x + (walk.x >= self.mask_id).long()
+        return outer.masked_fill(walk.x == logits.shape[-1] - 1, self.mask_id)
 
     def _inner(self, ids: Tensor, states: int) -> Tensor:
         """Return the states of token ids: the mask is the last one, and the ids behind it move up."""
-        return torch.where(ids == self.mask_id, states - 1, ids - (ids > self.mask_id).long())
+        return (ids - (ids > self.mask_id).long()).masked_fill(ids == self.mask_id, states - 1)
 
     def _network(self, logits: Tensor) -> StagedDenoise:
         """Return the network whose outputs follow from logits, [g, l, n], of the rows as they are."""
