@@ -347,11 +347,13 @@ def test_what_is_sound_passes(op: str) -> None:
 def test_files_are_read_from_the_root(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "ask": "q"}\n{"text": "two", "ask": "r"}\n')
     (tmp_path / "a.txt").write_text("some text, and more of it")
+    (tmp_path / "a.fna").write_text(">one\nACGT\nacgn\n>two\nGATTACA\n")
     np.save(tmp_path / "a.npy", np.zeros((4, 2), np.float32))
     cls = REGISTRY.component
     assert failures(cls("text"), {"files": ["*.txt"]}, root=tmp_path) == {}
     assert failures(cls("jsonl"), {"files": ["*.jsonl"]}, root=tmp_path) == {}
     assert failures(cls("jsonl"), {"files": ["*.jsonl"], "prompt": "ask"}, root=tmp_path) == {}
+    assert failures(cls("fasta"), {"files": ["*.fna"], "reverse_complement": True}, root=tmp_path) == {}
     assert failures(cls("npy"), {"path": "a.npy"}, root=tmp_path) == {}
     assert "matches no file" in failures(cls("text"), {"files": ["*.md"]}, root=tmp_path)["raises"]
 
