@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydantic
@@ -64,6 +64,9 @@ from sedd_graph.families.text import (
 )
 from sedd_graph.families.token_loss import TokenLoss
 from sedd_graph.graph.model import Graph
+
+if TYPE_CHECKING:
+    from sedd_graph.families.token_distillation import TokenDistillable
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
 
@@ -235,6 +238,11 @@ class TokenProcess(TextProcess):
             objective, draw = self.objective.bound_draw(own, self.kernel, self.schedule, random=random)
             nats, _ = self._nats(network.model, objective, draw, own, use="bound")
             yield BoundDraw(objective.over, draw.t, nats, self._left_out(network, batch, part, random))
+
+    def distillable(self) -> TokenDistillable:
+        from sedd_graph.families.token_distillation import TokenDistillable  # here: few commands distil
+
+        return TokenDistillable(self.parts)
 
     @property
     def row_multiple(self) -> int:
