@@ -12,22 +12,39 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import pydantic
 from torch import Tensor
 
-from sedd_graph.component.contract import ComponentConfig
 from sedd_graph.component.declared import Plain
 from sedd_graph.diffusion.batch import Randomness
 
-__all__ = ["T_MIN", "Direction", "Distillable", "Distillation", "DistillationConfig", "Networks", "Pair"]
+__all__ = [
+    "LEAST",
+    "T_MIN",
+    "Direction",
+    "Distillable",
+    "Distillation",
+    "Evaluate",
+    "Networks",
+    "Optimum",
+    "Outputs",
+    "Pair",
+    "Redraws",
+]
 
+LEAST = 1e-20
+"""Smallest probability or expected number in a divergence."""
 T_MIN = 1e-4
 """Smallest time of a student; the teacher's is half of it at least."""
 Direction = Literal["forward", "reverse"]
 """Divergence of the student's prediction q from the teacher's p: ``forward`` is KL(p || q), ``reverse`` KL(q || p)."""
+Optimum = Literal["posterior", "data"]
+"""Where a distillation objective is least with a perfect teacher."""
 Outputs = Mapping[str, Tensor]
+"""Outputs of a network by name."""
+Evaluate = Callable[[Any, Any], Outputs]
+"""Evaluation of a network on a draw and its clean rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +121,21 @@ class Distillable(ABC):
             Nats, float32 [b].
         """
 
-    def lacks(self, direction: Direction) -> str | None:
-        """Return what keeps the process from a direction, as a phrase; None if nothing does."""
+    def lacks(self) -> str | None:
+        """Return what keeps the process from distillation, as the phrase of what it needs; None if nothing does."""
         return None
 
+    def redraws(self) -> Redraws | None:
+        """Return what draws rows from predictions, if the family can do that; None, the default, if it cannot."""
+        return None
+
+
+class Redraws(ABC):
+    """Rows drawn from a network's predictions, and the process's own bound of each position, for objectives that need them."""
+
+    @abstractmethod
     def stepped(self, outputs: Outputs, pair: Pair, batch: Any, uniform: Tensor) -> Pair:
-        """Return the pair with x_s drawn from a network's prediction at x_t, in place of the data's, if the family can.
+        """Return the pair with x_s drawn from a network's prediction at x_t, in place of the data's.
 
         Args:
             outputs: Outputs at ``pair.upper``, without gradient.
@@ -117,63 +143,109 @@ class Distillable(ABC):
             batch: The clean rows.
             uniform: Uniform numbers, float64 [b, l].
         """
-        raise NotImplementedError
+
+    @abstractmethod
+    def reconstructed(self, outputs: Outputs, draw: Any, batch: Any, uniform: Tensor) -> tuple[Any, Tensor]:
+        """Draw clean rows from a network's prediction at a noisy row, each position by itself.
+
+        Args:
+            outputs: Outputs at ``draw``.
+            draw: Noisy rows.
+            batch: Their clean rows, of which prompts are kept.
+            uniform: Uniform numbers, float64 [b, l].
+
+        Returns:
+            The batch of the drawn rows, and the log-probability of each drawn token with its gradient, float32 [b, l];
+            0 where no token was drawn.
+        """
+
+    @abstractmethod
+    def noised(self, batch: Any, random: Randomness) -> Any:
+        """Return the draw of the process's own training objective for clean rows."""
+
+    @abstractmethod
+    def nats(self, outputs: Outputs, draw: Any, batch: Any) -> Tensor:
+        """Return the terms of the process's own training objective, a bound on -log p, float32 [b, l].
+
+        Args:
+            outputs: Outputs at ``draw``.
+            draw: What :meth:`noised` returned.
+            batch: The clean rows.
+        """
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """Evaluation of the networks that take part in distillation: from a draw to outputs by name.
+class Networks(NamedTuple):
+    """Evaluation of the networks that take part in distillation: from a draw and its clean rows to outputs by name.
 
     Attributes:
         student: The trained network, with dropout.
         teacher: The frozen network, without gradient.
-        fake: The network that follows the student's samples; None unless :attr:`Distillation.follows` is True.
+        follower: The network that is trained on the student's samples; None unless :attr:`Distillation.follows`.
     """
 
-    student: Callable[[Any], Outputs]
-    teacher: Callable[[Any], Outputs]
-    fake: Callable[[Any], Outputs] | None = None
-
-
-class DistillationConfig(ComponentConfig):
-    """Config keys of every distillation objective: rounds, and the steps of each."""
-
-    rounds: Annotated[int, pydantic.Field(ge=1, le=32)] = 4
-    """Number of rounds of equal length. The teacher of the first is the given run; that of each other is the student at the
-    end of the round before, averaged as ``train.ema`` declares."""
-    steps: Annotated[int, pydantic.Field(ge=1, le=2**20)] = 16
-    """Number of sampler steps that the student is made for. The distance t - s is 1 / ``steps`` in the last round, and half
-    as large in each round before."""
-
-    def gap(self, number: int) -> float:
-        """Return the distance t - s in a round, counted from 0."""
-        return 0.5 ** (self.rounds - 1 - number) / self.steps
+    student: Evaluate
+    teacher: Evaluate
+    follower: Evaluate | None = None
 
 
 class Distillation(Plain, ABC):
     """Base class of distillation objectives, components of kind ``distillation``, the blueprint's section ``distill``."""
 
     abstract: ClassVar[bool] = True
-    config: DistillationConfig
+    follows: ClassVar[bool] = False
+    """True if a second network, the follower, is trained beside the student, on its samples."""
 
-    def lacks(self, process: Distillable) -> str | None:
-        """Return what the objective lacks in a process, as a phrase; None if it can distil it."""
+    @property
+    def rounds(self) -> int:
+        """Number of rounds of equal length, 1 by default. The teacher of the first round is the given run; that of each
+        other is the student at the end of the round before, averaged as ``train.ema`` declares."""
+        return 1
+
+    @property
+    def least_at(self) -> Optimum | None:
+        """Where the loss is least with a perfect teacher: at the true ``posterior`` of the clean row, or where the student's
+        rows have the distribution of the ``data``. It is verified on an enumerated data set. None, the default: not claimed."""
         return None
 
+    def heuristic(self) -> str | None:
+        """Return why the student is not the distribution of the data even if all is learned perfectly, as a clause; None if
+        nothing but its sampler's steps stands between."""
+        return None
+
+    def at(self, process: Distillable, batch: Any, s: Tensor, t: Tensor, random: Randomness) -> Any:
+        """Return the draw of a step at given times, as :meth:`draw` does at random ones; for verification.
+
+        Args:
+            process: The process.
+            batch: Clean rows.
+            s: Times of the teacher, [b] or [b, k].
+            t: Times of the student.
+            random: Source of random numbers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} claims an optimum and must define 'at'")
+
+    def told(self, number: int) -> str:
+        """Return what changes in a round, counted from 0, for the user."""
+        return ""
+
     @abstractmethod
-    def draw(self, process: Distillable, batch: Any, gap: float, random: Randomness) -> Any:
+    def lacks(self, process: Distillable) -> str | None:
+        """Return what the objective lacks in a process, as a phrase; None if it can distil it."""
+
+    @abstractmethod
+    def draw(self, process: Distillable, batch: Any, number: int, random: Randomness) -> Any:
         """Draw everything random that a step needs.
 
         Args:
             process: The process.
             batch: Clean rows.
-            gap: Distance t - s of this round.
+            number: Number of the round, from 0.
             random: Source of random numbers.
         """
 
     @abstractmethod
     def loss(self, process: Distillable, networks: Networks, draw: Any, batch: Any) -> Tensor:
-        """Return the loss of each row, in nats of divergence, float32 [b]; it draws nothing.
+        """Return the loss of each row, in nats of divergence, float32 [b]. Its random numbers are those of ``draw``.
 
         Args:
             process: The process.

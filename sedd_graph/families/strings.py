@@ -25,6 +25,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.bitstream.string_noise import StringNoise
+from sedd_graph.diffusion.distillation import Distillable
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel
 from sedd_graph.diffusion.strings.parts import StringParts
@@ -185,6 +186,15 @@ class StringProcess(TextProcess):
         for part in parts:
             draw = drawn.part(part)
             yield BoundDraw(self.objective.over, draw.t, self.loss(network.model, draw, batch.part(part), None)[0])
+
+    def distillable(self) -> Distillable:
+        found = self.kernel.distillable(self.schedule, self.objective)
+        if found is None:
+            raise UserError(
+                f"the kernel {self.plan.kernel.name!r} has no coupled noise x_s, x_t whose predictions can be compared; of strings, "
+                "those of 'delete' can be distilled"
+            )
+        return found
 
     @property
     def caveat(self) -> str | None:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.categorical import pick
-from sedd_graph.diffusion.distillation import Direction, Distillable, Outputs, Pair
-from sedd_graph.diffusion.numerics import full_precision
-from sedd_graph.diffusion.tokens.groups import LARGEST, Groups, group
+from sedd_graph.diffusion.distillation import LEAST, Direction, Distillable, Outputs, Pair, Redraws
+from sedd_graph.diffusion.numerics import full_precision, take, tiny
+from sedd_graph.diffusion.tokens.groups import LARGEST, Groups, group, rows_of
 from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, Kernel
 from sedd_graph.diffusion.tokens.objective import lower_posterior
 from sedd_graph.diffusion.tokens.parts import TokenParts
@@ -27,8 +27,6 @@ __all__ = ["TokenDistillable", "lower_states"]
 
 _CELLS = 2**24
 """Largest number of probabilities held at a time while states are drawn."""
-LEAST = 1e-20
-"""Smallest probability of a clean token in a divergence."""
 
 
 def lower_states(
@@ -56,7 +54,7 @@ def lower_states(
     return found
 
 
-class TokenDistillable(Distillable):
+class TokenDistillable(Distillable, Redraws):
     """Coupled draws and divergences of a process on token rows.
 
     Args:
@@ -66,7 +64,7 @@ class TokenDistillable(Distillable):
     def __init__(self, parts: TokenParts) -> None:
         self.kernel, self.schedule, self.objective = parts.kernel, parts.schedule, parts.objective
 
-    def lacks(self, direction: Direction) -> str | None:
+    def lacks(self) -> str | None:
         if self.kernel.steps is not None:
             return CONTINUOUS
         if self.kernel.learned or self.schedule.learned:
@@ -120,9 +118,41 @@ class TokenDistillable(Distillable):
     def stepped(self, outputs: Outputs, pair: Pair, batch: Batch, uniform: Tensor) -> Pair:
         at = self._groups(self.objective.read_positions(pair.upper, batch, self.kernel), batch)
         with full_precision(pair.upper.xt):
-            weights = self._below(outputs, pair.upper, at, pair.lower.sigma.flatten()[at.unit]).clamp(min=0)
+            weights = self._below(outputs, pair.upper, at, pair.lower.sigma.flatten()[at.unit])
         states = pick(weights.flatten(0, 1), uniform[at.row[:, None], at.place].flatten())[0].view_as(at.place)
         return dataclasses.replace(pair, lower=dataclasses.replace(pair.lower, xt=_put(pair.upper.xt, at, states)))
+
+    def redraws(self) -> Redraws | None:
+        return self if self.objective.sums_positions else None
+
+    def reconstructed(self, outputs: Outputs, draw: Draw, batch: Batch, uniform: Tensor) -> tuple[Batch, Tensor]:
+        at = self._groups(self.objective.read_positions(draw, batch, self.kernel), batch)
+        with full_precision(draw.xt):
+            law = self._below(outputs, draw, at, torch.zeros_like(draw.sigma.flatten()[at.unit]))
+            if self.kernel.mask is not None:
+                law = law.index_fill(-1, torch.tensor([self.kernel.mask], device=law.device), 0.0)
+            flat = law.flatten(0, 1)
+            drawn = pick(flat.detach(), uniform[at.row[:, None], at.place].flatten())[0]
+            log_p = (take(flat, drawn).clamp(min=LEAST).log() - flat.sum(-1).clamp(min=LEAST).log()).view_as(at.place)
+        place = (at.row[:, None] * batch.width + at.place)[at.valid]
+        logs = torch.zeros(batch.tokens.numel(), device=law.device).index_put((place,), log_p[at.valid])
+        tokens = _put(batch.tokens, at, drawn.view_as(at.place))
+        return dataclasses.replace(batch, tokens=tokens), logs.view(batch.tokens.shape)
+
+    def noised(self, batch: Batch, random: Randomness) -> Draw:
+        return self.objective.corrupt(batch, self.kernel, self.schedule, random=random)
+
+    def nats(self, outputs: Outputs, draw: Draw, batch: Batch) -> Tensor:
+        read = self.objective.read_positions(draw, batch, self.kernel)
+        found, used = group(read, self._blocks(batch), 1)
+        at = found.part(0, int(used))
+        short, rows = rows_of(draw, batch, at)
+        with full_precision(draw.xt):
+            there = {name: value[at.row[:, None], at.place].float() for name, value in outputs.items()}
+            there = dict(self.kernel.translate(there, short.xt, short.sigma))
+            each = self.objective.of_positions().loss(there, short, rows, self.kernel, self.schedule)
+        place = at.row * batch.width + at.place[:, 0]
+        return torch.zeros(batch.tokens.numel(), device=each.device).index_put((place,), each).view(batch.tokens.shape)
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -135,7 +165,9 @@ class TokenDistillable(Distillable):
         x, sigma = draw.xt[row, place], draw.sigma.flatten()[at.unit]
         there = {name: value[row, place].float() for name, value in outputs.items()}
         found = self.kernel.translate(there, x, sigma)
-        return lower_posterior(found, Draw(x, sigma, sigma, sigma, sigma), self.kernel, below)
+        law = lower_posterior(found, Draw(x, sigma, sigma, sigma, sigma), self.kernel, below).clamp(min=0)
+        # a network may give log-probabilities up to a constant
+        return law / law.sum(-1, keepdim=True).clamp(min=tiny(law))
 
     def divergence(self, student: Outputs, teacher: Outputs, pair: Pair, batch: Batch, direction: Direction) -> Tensor:
         at = self._groups(self.objective.read_positions(pair.upper, batch, self.kernel), batch)

@@ -25,7 +25,7 @@ class Helpers(nn.Module):
 
     Attributes:
         teacher: The frozen network that the student is compared with.
-        fake: The trained network that follows the student's samples; None if the objective has none.
+        follower: The network that is trained on the student's samples; None if the objective has none.
         round: Number of the round, from 0, int64 [].
     """
 
@@ -34,7 +34,7 @@ class Helpers(nn.Module):
     def __init__(self, model: Model, *, follows: bool) -> None:
         super().__init__()
         self.teacher: Model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.fake: Model | None = copy.deepcopy(model) if follows else None
+        self.follower: Model | None = copy.deepcopy(model) if follows else None
         self.register_buffer("round", torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device))
 
     def train(self, mode: bool = True) -> Helpers:
@@ -52,17 +52,22 @@ class _Loss:
     def loss(self, model: Model, draw: Any, batch: Any, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the distillation loss of each row, [b], and return it with the saved activations of the student."""
         saved: dict[str, Tensor] = {}
+        process, helpers = self._process, self._helpers
 
-        def student(at: Any) -> Outputs:
-            outputs, found = self._process.run(model, at, batch, key)
+        def student(at: Any, rows: Any) -> Outputs:
+            outputs, found = process.run(model, at, rows, key)
             saved.update(found)
             return outputs
 
-        def teacher(at: Any) -> Outputs:
+        def teacher(at: Any, rows: Any) -> Outputs:
             with torch.no_grad():
-                return self._process.run(self._helpers.teacher, at, batch, None)[0]
+                return process.run(helpers.teacher, at, rows, None)[0]
 
-        return self._objective.loss(self._process, Networks(student, teacher), draw, batch), saved
+        def follower(at: Any, rows: Any) -> Outputs:
+            return process.run(helpers.follower, at, rows, None)[0]
+
+        networks = Networks(student, teacher, None if helpers.follower is None else follower)
+        return self._objective.loss(process, networks, draw, batch), saved
 
 
 class Distiller(Engine):
@@ -79,7 +84,7 @@ class Distiller(Engine):
     def __init__(self, engine: Engine, objective: Distillation, process: Distillable) -> None:
         super().__init__(engine.network, engine.process)
         self.objective, self._distillable = objective, process
-        self.helpers = Helpers(engine.model, follows=False)
+        self.helpers = Helpers(engine.model, follows=objective.follows)
         self.trained = TrainedModule(engine.model, _Loss(self.helpers, objective, process), self.helpers)
 
     @property
@@ -91,18 +96,20 @@ class Distiller(Engine):
         # networks are compiled block by block: the loss evaluates several, at positions that change from step to step
         self.network.compile(mode if mode == "off" else "block", None, everywhere=everywhere)
         if self.compile_mode != "off":
-            for block in self.helpers.teacher.branches():
-                compile_in_place(block, getattr(block, "share", 1.0))
+            for helper in (self.helpers.teacher, self.helpers.follower):
+                for block in () if helper is None else helper.branches():
+                    compile_in_place(block, getattr(block, "share", 1.0))
 
     def draw(self, batch: Any, *, random: Randomness) -> Any:
-        return self.objective.draw(self._distillable, batch, self.objective.config.gap(self.number), random)
+        return self.objective.draw(self._distillable, batch, self.number, random)
 
     def begin_step(self, share: float, averaged: Callable[[], AbstractContextManager[None]]) -> str | None:
-        rounds = self.objective.config.rounds
+        rounds = self.objective.rounds
         if (due := min(rounds - 1, int(share * rounds))) <= self.number:
             return None
+        teacher = self.helpers.teacher.state_dict()
         with averaged(), torch.no_grad():
             for name, value in self.model.state_dict().items():
-                self.helpers.teacher.state_dict()[name].copy_(value)
+                teacher[name].copy_(value)
         self.helpers.round.fill_(due)
-        return f"round {due + 1} of {rounds}: the student is the teacher now, and t - s is {self.objective.config.gap(due):.3g}"
+        return f"round {due + 1} of {rounds}: the student is the teacher now; {self.objective.told(due)}"
