@@ -63,5 +63,13 @@ def build_student(
     if "name" not in keys and not teacher.report.name.endswith(SUFFIX):
         own.append(f"name={teacher.report.name[: MAX_NAME - len(SUFFIX)]}{SUFFIX}")
     return build_run(
-        path / LOCK, own, runs=runs, device=device, compile=None, ignore_memory=ignore_memory, teacher=teacher, say=say
+        path / LOCK,
+        own,
+        runs=runs,
+        device=device,
+        compile=None,
+        proof="quick",
+        ignore_memory=ignore_memory,
+        teacher=teacher,
+        say=say,
     )
