@@ -112,12 +112,21 @@ class Generated:
     Attributes:
         pair: Noisy rows, of which the student reconstructs those at time t.
         uniform: Uniform numbers by which the student draws clean rows, float64 [b, l].
-        random: Source of the noise of these rows.
+        seed: Seed of the noise of these rows.
+        start: Index of the first row in the global batch.
+        total: Number of rows of the global batch; None if it has no others.
     """
 
     pair: Pair
     uniform: Tensor
-    random: Randomness
+    seed: int
+    start: int
+    total: int | None
+
+    def random(self) -> Randomness:
+        """Return the source of the noise of the student's rows."""
+        generator = torch.Generator(self.uniform.device).manual_seed(self.seed)
+        return Randomness(generator, start=self.start, total=self.total)
 
 
 class IDLM(Distillation, kind="distillation"):
@@ -157,15 +166,14 @@ class IDLM(Distillation, kind="distillation"):
         uniform = random.rand48(len(batch), batch.width).to(t.device)
         generator = random.generator
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        own = torch.Generator(generator.device).manual_seed(seed)
-        return Generated(pair, uniform, Randomness(own, start=random.start, total=random.total))
+        return Generated(pair, uniform, seed, random.start, random.total)
 
     def loss(self, process: Distillable, networks: Networks, draw: Generated, batch: Any) -> Tensor:
         redraws, upper = process.redraws(), draw.pair.upper
         if redraws is None or networks.follower is None:
             raise UserError(f"idlm needs {_REDRAWS}")
         rows, log_p = redraws.reconstructed(networks.student(upper, batch), upper, batch, draw.uniform)
-        noisy = redraws.noised(rows, draw.random)
+        noisy = redraws.noised(rows, draw.random())
         follower = redraws.nats(networks.follower(noisy, rows), noisy, rows)
         with torch.no_grad():
             excess = redraws.nats(networks.teacher(noisy, rows), noisy, rows) - follower.detach()

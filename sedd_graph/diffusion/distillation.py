@@ -22,6 +22,7 @@ from sedd_graph.diffusion.batch import Randomness
 __all__ = [
     "LEAST",
     "T_MIN",
+    "UNLIKELY",
     "Direction",
     "Distillable",
     "Distillation",
@@ -35,6 +36,9 @@ __all__ = [
 
 LEAST = 1e-20
 """Smallest probability or expected number in a divergence."""
+UNLIKELY = 1e-6
+"""Smallest prediction of a teacher in the reverse divergence. A teacher that sees the clean token at x_s predicts nothing else: the
+student is then drawn towards that token, by at most 13.8 nats."""
 T_MIN = 1e-4
 """Smallest time of a student; the teacher's is half of it at least."""
 Direction = Literal["forward", "reverse"]

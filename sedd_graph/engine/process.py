@@ -26,7 +26,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.diffusion.distillation import Distillable
+from sedd_graph.diffusion.distillation import Distillable, Distillation
 from sedd_graph.diffusion.tokens.guidance import Classifier
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.engine.inversion import Inversion
@@ -647,6 +647,20 @@ class Process(ABC):
 
         Returns:
             One result for each verified property.
+        """
+        return []
+
+    @classmethod
+    def prove_distillation(cls, plan: Any, registry: Registry, objective: Distillation) -> list[Check]:
+        """Verify a distillation objective with the process numerically on a small enumerable example.
+
+        Args:
+            plan: The declared process.
+            registry: The installed components.
+            objective: The objective.
+
+        Returns:
+            One result for each verified property; none, by default, for a family that cannot be distilled.
         """
         return []
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.categorical import pick
-from sedd_graph.diffusion.distillation import LEAST, Direction, Distillable, Outputs, Pair, Redraws
+from sedd_graph.diffusion.distillation import LEAST, T_MIN, UNLIKELY, Direction, Distillable, Outputs, Pair, Redraws
 from sedd_graph.diffusion.numerics import full_precision, take, tiny
 from sedd_graph.diffusion.tokens.groups import LARGEST, Groups, group, rows_of
 from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, Kernel
@@ -59,9 +59,11 @@ class TokenDistillable(Distillable, Redraws):
 
     Args:
         parts: Kernel, schedule, objective and sampler.
+        output: What the network's output is translated to, ``log_score`` or ``log_x0``.
     """
 
-    def __init__(self, parts: TokenParts) -> None:
+    def __init__(self, parts: TokenParts, output: str) -> None:
+        self.output = output
         self.kernel, self.schedule, self.objective = parts.kernel, parts.schedule, parts.objective
 
     def lacks(self) -> str | None:
@@ -169,13 +171,24 @@ class TokenDistillable(Distillable, Redraws):
         # a network may give log-probabilities up to a constant
         return law / law.sum(-1, keepdim=True).clamp(min=tiny(law))
 
+    def _compared(self, pair: Pair) -> Tensor:
+        """Return total noise of the state whose distributions are compared, of the shape of the times.
+
+        It is 0, clean text, for predictions of the clean token. A step of scores amplifies errors exponentially in its length:
+        the state is that after a second step as long as that from t to s.
+        """
+        if self.output == "log_x0":
+            return torch.zeros_like(pair.upper.t)
+        time = (2 * pair.lower.t - pair.upper.t).clamp(min=T_MIN / 4)
+        return self.schedule.sigma(time.flatten()).detach().view(time.shape)
+
     def divergence(self, student: Outputs, teacher: Outputs, pair: Pair, batch: Batch, direction: Direction) -> Tensor:
         at = self._groups(self.objective.read_positions(pair.upper, batch, self.kernel), batch)
         with full_precision(pair.upper.xt):
-            sigma = pair.upper.sigma.flatten()[at.unit]
-            q = self._below(student, pair.upper, at, torch.zeros_like(sigma))
-            p = self._below(teacher, pair.lower, at, torch.zeros_like(sigma)).detach()
-            log_q, log_p = q.clamp(min=LEAST).log(), p.clamp(min=LEAST).log()
+            sigma, below = pair.upper.sigma.flatten()[at.unit], self._compared(pair).flatten()[at.unit]
+            q = self._below(student, pair.upper, at, below)
+            p = self._below(teacher, pair.lower, at, below).detach()
+            log_q, log_p = q.clamp(min=LEAST).log(), p.clamp(min=LEAST if direction == "forward" else UNLIKELY).log()
             kl = (p * (log_p - log_q) if direction == "forward" else q * (log_q - log_p)).sum(-1)
             nats = torch.where(at.valid, kl, 0.0).sum(-1) / -torch.expm1(-sigma)
             return torch.zeros(len(batch), device=kl.device).index_add(0, at.row, nats)

@@ -26,6 +26,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise, TokenNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.distillation import Distillation
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
@@ -242,7 +243,7 @@ class TokenProcess(TextProcess):
     def distillable(self) -> TokenDistillable:
         from sedd_graph.families.token_distillation import TokenDistillable  # here: few commands distil
 
-        return TokenDistillable(self.parts)
+        return TokenDistillable(self.parts, self.plan.output)
 
     @property
     def row_multiple(self) -> int:
@@ -421,6 +422,17 @@ class TokenProcess(TextProcess):
 
         checks, parts = prove(plan, registry, proof), make_parts(plan, registry)
         return checks + ([] if parts.objective.block is None else prove_blocks(graph, parts, registry, plan.output))
+
+    @classmethod
+    def prove_distillation(cls, plan: ProcessPlan, registry: Registry, objective: Distillation) -> list[Check]:
+        from sedd_graph.families.token_distillation import TokenDistillable
+        from sedd_graph.verify.distillation import prove_distillation
+        from sedd_graph.verify.token_distillation import token_case
+        from sedd_graph.verify.toy import PAIR, TRIPLE, make_toy
+
+        make = partial(make_parts, plan, registry)
+        toy = make_toy(make, TRIPLE if make(None).objective.block is None else PAIR)
+        return prove_distillation(token_case(toy, TokenDistillable(toy.parts, plan.output), plan.output), objective)
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
         yield from super().check_data(data)

@@ -24,7 +24,7 @@ from sedd_graph.runs.graph_files import write_graph
 from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
 from sedd_graph.runs.memory_plan import budget_plan
 from sedd_graph.runs.open import CERTIFICATE, Run, check_tokenizer, make_engine, read_data, write_run_manifest
-from sedd_graph.runs.prove import prove_all, prove_network
+from sedd_graph.runs.prove import prove_all, prove_network, prove_student
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.runs.start import read_start
 from sedd_graph.runs.token_cache import PendingCache
@@ -96,6 +96,7 @@ def build_run(
     start = None if weights is None else read_start(report, weights, table, say)
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
+        checks += prove_student(report, say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     compiled = (compile or report.train.compile) != "off"
     with progress("measuring"):
