@@ -11,7 +11,9 @@ Axes: b rows, l positions, n states, u distinct inputs of the student.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +61,10 @@ class DistillationCase:
     process: Distillable
     time: Callable[[Tensor], Tensor]
     draw: Callable[[int, torch.Generator], Batch]
-    perfect: Callable[[object, Batch], Outputs]
-    code: Callable[[object, Batch], Tensor]
+    perfect: Callable[[Any, Batch], Outputs]
+    code: Callable[[Any, Batch], Tensor]
     pairs: Callable[[Batch, Pair], Check]
-    other: tuple[Callable[[int, torch.Generator], Batch], Callable[[object, Batch], Outputs], float] | None = None
+    other: tuple[Callable[[int, torch.Generator], Batch], Callable[[Any, Batch], Outputs], float] | None = None
 
 
 def prove_distillation(case: DistillationCase, objective: Distillation) -> list[Check]:
@@ -244,9 +246,13 @@ def _rise(
     rises = []
     for sign in (-1.0, 1.0):
         other = {k: v.detach() + sign * SHIFT * _change(v, code, generator) for k, v in own.items()}
-        networks = Networks(lambda at, rows, other=other: other, case.perfect)
+        networks = Networks(functools.partial(_same, other), case.perfect)
         rises.append(float((objective.loss(case.process, networks, draw, batch) - loss).mean()))
     return min(rises)
+
+
+def _same(outputs: Outputs, at: object, rows: Batch) -> Outputs:
+    return outputs
 
 
 def _change(output: Tensor, code: Tensor, generator: torch.Generator) -> Tensor:

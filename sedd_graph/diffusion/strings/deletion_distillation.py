@@ -104,7 +104,8 @@ class DeletionDistillable(Distillable):
             gap, log_a = log_r.exp() - a, a.log()
             nats = a * (log_a - log_r) + gap if direction == "forward" else log_r.exp() * (log_r - log_a) - gap
             total = torch.where(pair.upper.attend, nats.sum(-1), 0.0).sum(-1)
-            return total / -torch.expm1(-pair.upper.sigma)
+            found: Tensor = total / -torch.expm1(-pair.upper.sigma)
+            return found
 
 
 def _draw(strings: Strings, sigma: Tensor) -> StringDraw:
