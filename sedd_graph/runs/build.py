@@ -111,7 +111,7 @@ def build_run(
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
     data, tokens = None, PendingCache()
     if "data" in report.loaded.sections:
-        known = start.tokenizer(report) if start is not None and teacher is None else teacher and teacher.tokenizer
+        known = None if start is None else start.tokenizer(report) if teacher is None else teacher.tokenizer
         root = report.loaded.root if teacher is None else teacher.data_root()
         data = read_data(report, root=root, cache=tokens, tokenizer=known)
         say(f"data        {data.describe()}")

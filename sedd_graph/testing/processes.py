@@ -162,8 +162,8 @@ def check_distillation(case: Case) -> Failures:
     """
     registry, failures = _registry(case), Failures()
     for kernel in ("absorb", "uniform"):
-        parts = [_part(registry, name) for name in (kernel, "loglinear", "nelbo", "ancestral")]
-        plan = ProcessPlan("tokens", *parts, STATES, (LOG_X0,))
+        noise, schedule, loss, sampler = (_part(registry, n) for n in (kernel, "loglinear", "nelbo", "ancestral"))
+        plan = ProcessPlan("tokens", noise, schedule, loss, sampler, STATES, (LOG_X0,))
         found = tokens.TokenProcess.prove_distillation(plan, registry, case.cls(case.config))
         failures += [(name, f"with {kernel}: {text}") for name, text in _failed(found)]
     return failures

@@ -84,19 +84,20 @@ class Distiller(Engine):
     def __init__(self, engine: Engine, objective: Distillation, process: Distillable) -> None:
         super().__init__(engine.network, engine.process)
         self.objective, self._distillable = objective, process
-        self.helpers = Helpers(engine.model, follows=objective.follows)
-        self.trained = TrainedModule(engine.model, _Loss(self.helpers, objective, process), self.helpers)
+        self._helpers = Helpers(engine.model, follows=objective.follows)
+        self.helpers = self._helpers
+        self.trained = TrainedModule(engine.model, _Loss(self._helpers, objective, process), self._helpers)
 
     @property
     def number(self) -> int:
         """Number of the round, from 0."""
-        return int(self.helpers.round)
+        return int(self._helpers.round)
 
     def compile(self, mode: CompileMode, *, everywhere: bool | None = None) -> None:
         # networks are compiled block by block: the loss evaluates several, at positions that change from step to step
-        self.network.compile(mode if mode == "off" else "block", None, everywhere=everywhere)
+        self.network.compile(mode if mode in ("off", "auto") else "block", None, everywhere=everywhere)
         if self.compile_mode != "off":
-            for helper in (self.helpers.teacher, self.helpers.follower):
+            for helper in (self._helpers.teacher, self._helpers.follower):
                 for block in () if helper is None else helper.branches():
                     compile_in_place(block, getattr(block, "share", 1.0))
 
@@ -107,9 +108,9 @@ class Distiller(Engine):
         rounds = self.objective.rounds
         if (due := min(rounds - 1, int(share * rounds))) <= self.number:
             return None
-        teacher = self.helpers.teacher.state_dict()
+        teacher = self._helpers.teacher.state_dict()
         with averaged(), torch.no_grad():
             for name, value in self.model.state_dict().items():
                 teacher[name].copy_(value)
-        self.helpers.round.fill_(due)
+        self._helpers.round.fill_(due)
         return f"round {due + 1} of {rounds}: the student is the teacher now; {self.objective.told(due)}"

@@ -91,7 +91,7 @@ class DeletionDistillable(Distillable):
             float32 [b, w_t, v].
         """
         lower, upper, link = pair.lower, pair.upper, pair.link
-        each = self._log_missing(teacher, lower, batch).exp() * lower.attend[..., None]
+        each: Tensor = self._log_missing(teacher, lower, batch).exp() * lower.attend[..., None]
         token = lower.xt.clamp(max=each.shape[-1] - 1)[..., None]
         each = each.scatter_add(-1, token, link.deleted[..., None].float())
         out = each.new_zeros(len(each), upper.xt.shape[1], each.shape[-1])
