@@ -26,6 +26,10 @@ from sedd_graph.component.contract import Contract
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.errors import SeddGraphError
 
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+
+from notebook_pages import pages  # noqa: E402
+
 PUBLIC = ("sedd_graph", "sedd_graph.plugin", "sedd_graph.testing.conformance")
 """The modules whose ``__all__`` is the public API."""
 
@@ -38,6 +42,7 @@ def write(folder: Path) -> None:
         ("components", components_page()),
         ("keys", keys_page()),
         ("api", api_page()),
+        *pages(folder.parent / "notebooks"),
     ):
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text(encoding="utf-8") != text:  # Sphinx reads changed files only

@@ -6,7 +6,8 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
-GENERATED = ("api", "cli", "components", "keys")
+NOTEBOOKS = tuple(sorted((DOCS / "notebooks").glob("*.ipynb")))
+GENERATED = ("api", "cli", "components", "keys", *(f"notebook-{path.stem}" for path in NOTEBOOKS))
 """Pages that docs/generate.py writes when the site is built; they are not committed."""
 PAGES = [
     ROOT / "README.md",

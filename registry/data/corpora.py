@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -262,8 +262,22 @@ class HubDataset(Corpus, kind="corpus"):
         for name in config.columns:
             if table.column_names is not None and name not in table.column_names:  # None: known only from the rows
                 raise missing_field(f"data.corpus: {config.name}", name, list(table.column_names))
-        for number, record in enumerate(table.select_columns(config.columns), 1):
+        for number, record in enumerate(_rows(table.select_columns(config.columns), config.name), 1):
             yield read_document(record, f"{config.name}: row {number}", config.field, config.prompt)
+
+
+def _rows(table: Iterable[Any], name: str) -> Iterator[Any]:
+    """Yield the rows of a data set; an error of a streamed one, which is read as it goes, becomes a :class:`UserError`."""
+    rows, number = iter(table), 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # as above: network, hub and format errors
+            raise UserError(f"data.corpus: {name}: cannot be read after row {number}: {error}") from None
+        number += 1
+        yield row
 
 
 def _without_network() -> str | None:

@@ -86,7 +86,7 @@ class Characters(Tokenizer):
 
 
 class CharactersFactory(TokenizerFactory, kind="tokenizer"):
-    """Character tokenizer for the ``size - 2`` most frequent characters of the training text.
+    """Character tokenizer for a given alphabet, or for the ``size - 2`` most frequent characters of the training text.
 
     One more token stands for all other characters, and one is padding.
     """
@@ -95,15 +95,28 @@ class CharactersFactory(TokenizerFactory, kind="tokenizer"):
 
     class Config(ComponentConfig):
         size: Annotated[int, pydantic.Field(ge=3, le=65536)] = 128
-        """Vocabulary size, the two special tokens included, from 3 to 65,536."""
+        """Vocabulary size, the two special tokens included, from 3 to 65,536; unused if ``alphabet`` is given."""
+        alphabet: Annotated[str, pydantic.Field(min_length=1, max_length=65534)] | None = None
+        """The characters, each once, such as ``ACGTN``; the vocabulary has two tokens more. null: the most frequent ones
+        of the training text."""
+
+        @pydantic.field_validator("alphabet")
+        @classmethod
+        def _each_once(cls, alphabet: str | None) -> str | None:
+            if alphabet is not None and len(set(alphabet)) < len(alphabet):
+                twice = next(character for character in alphabet if alphabet.count(character) > 1)
+                raise ValueError(f"the alphabet has {twice!r} twice; give each character once")
+            return alphabet
 
     config: Config
 
     @property
     def size(self) -> int:
-        return self.config.size
+        return self.config.size if self.config.alphabet is None else len(self.config.alphabet) + 2
 
     def make(self, texts: Iterable[str], *, root: Path) -> Tokenizer:
+        if self.config.alphabet is not None:
+            return Characters("".join(sorted(self.config.alphabet)), self.size)
         return Characters.train(texts, self.config.size)
 
     @classmethod

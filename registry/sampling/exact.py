@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from sedd_graph.diffusion.numerics import log1mexp, log_expm1
 from sedd_graph.diffusion.tokens.kernel import Kernel
-from sedd_graph.diffusion.tokens.sampler import Sampler
+from sedd_graph.diffusion.tokens.sampler import Sampler, Stepwise
 from sedd_graph.diffusion.tokens.stage import Rows
 from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN, Walk
 from sedd_graph.errors import UserError
@@ -51,7 +51,7 @@ def next_hit(log_hit: Tensor, left: Tensor, u: Tensor) -> Tensor:
     return log_hit + u.log() / left.clamp(min=1)
 
 
-class FirstHitting(Sampler, kind="sampler"):
+class FirstHitting(Stepwise, Sampler, kind="sampler"):
     """First-hitting sampler: unmasks one token at a time, at exact random event times (arXiv 2409.02908).
 
     It has the distribution of ancestral sampling in the limit of infinitely many steps. With n masks left in a row at
@@ -65,18 +65,24 @@ class FirstHitting(Sampler, kind="sampler"):
     takes_all = True
 
     def walk(self, walk: Walk, steps: int) -> None:
-        rows = walk.x.shape[0]
-        start = walk.schedule.sigma(torch.ones(rows, device=walk.x.device, dtype=torch.float64))
-        log_hit = log1mexp(start)
+        kept = self.begin(walk, steps)
         # every row with masks unmasks one at a time
-        for _ in range(int(walk.transfer(walk.masked.sum(1).amax())[0])):
-            masked = walk.masked
-            left = masked.sum(1)
-            log_hit = next_hit(log_hit, left, walk.uniform(rows))
-            # shares 0 and 1 have no finite time
-            sigma = -torch.log1p(-log_hit.clamp(min=-300, max=-1e-12).exp())
-            walk.reveal(one_of(walk, masked, left > 0), walk.time(sigma))
-            walk.end_step()
+        for number in range(int(walk.transfer(walk.masked.sum(1).amax())[0])):
+            kept = self.advance(walk, kept, number, steps)
+
+    def begin(self, walk: Walk, steps: int) -> tuple[Tensor, ...]:
+        start = walk.schedule.sigma(torch.ones(len(walk.x), device=walk.x.device, dtype=torch.float64))
+        return (log1mexp(start),)
+
+    def advance(self, walk: Walk, kept: tuple[Tensor, ...], number: int, steps: int) -> tuple[Tensor, ...]:
+        masked = walk.masked
+        left = masked.sum(1)
+        log_hit = next_hit(kept[0], left, walk.uniform(len(left)))
+        # shares 0 and 1 have no finite time
+        sigma = -torch.log1p(-log_hit.clamp(min=-300, max=-1e-12).exp())
+        walk.reveal(one_of(walk, masked, left > 0), walk.time(sigma))
+        walk.end_step()
+        return (log_hit,)
 
 
 class Uniformization(Sampler, kind="sampler"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sedd_graph.diffusion.draws import NewStates, Where
 from sedd_graph.diffusion.numerics import take
-from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig
+from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig, Stepwise
 from sedd_graph.diffusion.tokens.walk import T_MIN, SamplerConfig, Walk
 
 from ._unmasking import MEASURES, Measure, commit, entropy_of, in_order, log_of
@@ -169,7 +169,7 @@ def _probability(clean: Tensor, tokens: Tensor) -> Tensor:
     return take(clean, tokens)
 
 
-class Confidence(Sampler, kind="sampler"):
+class Confidence(Stepwise, Sampler, kind="sampler"):
     """Confidence-based unmasking: each step draws a token for every mask and retains the most confident ones.
 
     Every step unmasks the same number of tokens, up to rounding (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992).
@@ -196,19 +196,29 @@ class Confidence(Sampler, kind="sampler"):
         return super().heuristic()
 
     def walk(self, walk: Walk, steps: int) -> None:
+        kept = self.begin(walk, steps)
+        for number in range(max(steps, -(-walk.x.shape[1] // self._block(walk)))):  # each block takes at least one step
+            kept = self.advance(walk, kept, number, steps)
+
+    def _block(self, walk: Walk) -> int:
+        """Return the number of positions per block."""
         length = walk.x.shape[1]
-        block = min(self.config.block or length, length)
-        count = -(-length // block)
-        for index in range(count):
-            here = torch.zeros_like(walk.free)
-            here[:, index * block : (index + 1) * block] = True
-            share = max(1, steps // count + (index < steps % count))
-            masked = (walk.masked & here).sum(1)
-            for step in range(share):
-                # the remainder goes to the first steps
-                keep = masked // share + (step < masked % share)
-                self._unmask(walk, here, keep)
-                walk.end_step()
+        return min(self.config.block or length, length)
+
+    def begin(self, walk: Walk, steps: int) -> tuple[Tensor, ...]:
+        """Return the number of masks in the current block of each row before its first step, int64 [b]."""
+        return (walk.masked.sum(1),)
+
+    def advance(self, walk: Walk, kept: tuple[Tensor, ...], number: int, steps: int) -> tuple[Tensor, ...]:
+        block = self._block(walk)
+        index, step, share = _turn(number, steps, -(-walk.x.shape[1] // block))
+        here = torch.zeros_like(walk.free)
+        here[:, index * block : (index + 1) * block] = True
+        masked = (walk.masked & here).sum(1) if step == 0 else kept[0]
+        # the remainder goes to the first steps
+        self._unmask(walk, here, masked // share + (step < masked % share))
+        walk.end_step()
+        return (masked,)
 
     def _unmask(self, walk: Walk, here: Tensor, count: Tensor) -> None:
         places = walk.masked & here
@@ -225,7 +235,19 @@ class Confidence(Sampler, kind="sampler"):
         commit(walk, drawn, rank, count)
 
 
-class EntropyBound(Sampler, kind="sampler"):
+def _turn(number: int, steps: int, count: int) -> tuple[int, int, int]:
+    """Return where step ``number`` lies: the index of its block, its own index there, and the block's number of steps.
+
+    The ``steps`` are divided among ``count`` blocks; the first ones take the remainder, and each takes at least one.
+    """
+    even, longer = divmod(steps, count)
+    if number < longer * (even + 1):
+        return *divmod(number, even + 1), even + 1
+    index, step = divmod(number - longer * (even + 1), max(1, even))
+    return longer + index, step, max(1, even)
+
+
+class EntropyBound(Stepwise, Sampler, kind="sampler"):
     """Entropy-bounded unmasking: each step unmasks as many low-entropy positions as a bound allows (EB-sampler).
 
     Masked positions are sorted by the entropy of their predicted distributions, lowest first. A step unmasks the
@@ -246,21 +268,33 @@ class EntropyBound(Sampler, kind="sampler"):
         return "which tokens are drawn together depends on the network's confidence"
 
     def walk(self, walk: Walk, steps: int) -> None:
-        while True:
-            masked = walk.masked
-            t = walk.time(-torch.log1p(-(masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
-            single = walk.clean_at(walk.outputs_where_drawn(t, masked.any(1)))
+        while self._unmask(walk):
+            pass
 
-            def clean(where: Where, single: NewStates = single) -> Tensor:
-                return single(where).double()
+    def begin(self, walk: Walk, steps: int) -> tuple[Tensor, ...]:
+        return ()
 
-            entropy = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
-            drawn = _draw_measured(walk, masked, clean, entropy_of, entropy)
-            if drawn is walk.x:
-                break
-            ordered = entropy.masked_fill(~masked, torch.inf).sort(-1).values
-            before = torch.cat([torch.zeros_like(ordered[:, :1]), ordered.cumsum(-1)[:, :-1]], -1)
-            count = ((before <= self.config.gamma) & ordered.isfinite()).sum(-1).clamp(min=1)
-            rank = in_order(log_of(entropy).masked_fill(~masked, torch.inf))
-            commit(walk, drawn, rank, count)
-            walk.end_step()
+    def advance(self, walk: Walk, kept: tuple[Tensor, ...], number: int, steps: int) -> tuple[Tensor, ...]:
+        self._unmask(walk)
+        return ()
+
+    def _unmask(self, walk: Walk) -> bool:
+        """Take one step, and return True; if no masks are left, return False."""
+        masked = walk.masked
+        t = walk.time(-torch.log1p(-(masked.double().mean(1).clamp(1e-9, 1 - 1e-9))))
+        single = walk.clean_at(walk.outputs_where_drawn(t, masked.any(1)))
+
+        def clean(where: Where) -> Tensor:
+            return single(where).double()
+
+        entropy = torch.zeros(walk.x.shape, dtype=torch.float64, device=walk.x.device)
+        drawn = _draw_measured(walk, masked, clean, entropy_of, entropy)
+        if drawn is walk.x:
+            return False
+        ordered = entropy.masked_fill(~masked, torch.inf).sort(-1).values
+        before = torch.cat([torch.zeros_like(ordered[:, :1]), ordered.cumsum(-1)[:, :-1]], -1)
+        count = ((before <= self.config.gamma) & ordered.isfinite()).sum(-1).clamp(min=1)
+        rank = in_order(log_of(entropy).masked_fill(~masked, torch.inf))
+        commit(walk, drawn, rank, count)
+        walk.end_step()
+        return True

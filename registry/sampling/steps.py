@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig, Stepwise
 from sedd_graph.diffusion.tokens.tweedie import tweedie
 from sedd_graph.diffusion.tokens.walk import T_MIN, NextStates, Walk
 
@@ -155,7 +155,7 @@ class Analytic(StepSampler, kind="sampler"):
         analytic(walk, t, s)
 
 
-class Ancestral(StepSampler, kind="sampler"):
+class Ancestral(Stepwise, StepSampler, kind="sampler"):
     """Ancestral sampler: draws x_s from q(x_s | x_t, x_0), averaged over the predicted clean token x_0 (D3PM; MDLM).
 
     The formula is eq. 7 of MDLM (arXiv 2406.07524). Under a kernel that only masks, at one rate for all tokens, the
@@ -174,23 +174,51 @@ class Ancestral(StepSampler, kind="sampler"):
     def walk(self, walk: Walk, steps: int) -> None:
         if not walk.kernel.masks_evenly:
             return super().walk(walk, steps)
-        times = torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
-        hit = log1mexp(walk.schedule.sigma(times.double()))
+        (falls,), start = self.begin(walk, steps), walk.x
+        left, more, shown = falls, True, 0
+        while more:
+            left, more = self._reveal(walk, left, steps)
+            if walk.watched:
+                over = int(walk.told[0])  # steps that no row has before it any more
+                for step in range(shown, over):
+                    walk.show_step(torch.where(falls <= step, walk.x, start))
+                shown = over
+        return None
+
+    def _times(self, walk: Walk, steps: int) -> Tensor:
+        """Return the times between which the steps are, under a kernel that only masks: float32 [steps + 1]."""
+        return torch.linspace(1.0, T_MIN, steps + 1, device=walk.x.device, dtype=torch.float64).float()
+
+    def begin(self, walk: Walk, steps: int) -> tuple[Tensor, ...]:
+        """Return the step in which each mask is removed, int64 [b, l], ``steps`` + 1 where there is no mask.
+
+        The kernel must be one that only masks, all tokens at one rate.
+        """
+        hit = log1mexp(walk.schedule.sigma(self._times(walk, steps).double()))
         # a mask remains after a step with probability (1 - alpha_s) / (1 - alpha_t), so it is removed where the masked share
         # first falls below u times the initial one
-        never = steps + 1
         share = hit[0] + walk.uniform(*walk.x.shape).log()
-        falls = torch.searchsorted(-hit[1:], -share, right=True).masked_fill(~walk.masked, never)
-        left, start = falls, walk.x
-        while True:
-            now = left.amin(1)  # the next step of each row
-            chosen = (left == now[:, None]) & (left < never)
-            if not walk.reveal(chosen, times[now.clamp(max=steps)]):
-                break
-            left = left.masked_fill(chosen, never)
-        for step in range(steps + 1):
-            walk.end_step(torch.where(falls <= step, walk.x, start))
-        return None
+        return (torch.searchsorted(-hit[1:], -share, right=True).masked_fill(~walk.masked, steps + 1),)
+
+    def advance(self, walk: Walk, kept: tuple[Tensor, ...], number: int, steps: int) -> tuple[Tensor, ...]:
+        return (self._reveal(walk, kept[0], steps)[0],)
+
+    def _reveal(self, walk: Walk, left: Tensor, steps: int) -> tuple[Tensor, bool]:
+        """Remove the masks of the next step of each row.
+
+        Args:
+            walk: State of the sampling run, whose rows are updated.
+            left: The step in which each mask is removed, int64 [b, l], ``steps`` + 1 where there is none (any more).
+            steps: Number of steps.
+
+        Returns:
+            ``left`` afterwards, whose least value :attr:`Walk.told` has, and whether there were masks to remove.
+        """
+        never, now = steps + 1, left.amin(1)
+        chosen = (left == now[:, None]) & (left < never)
+        after = left.masked_fill(chosen, never)
+        t = self._times(walk, steps)[now.clamp(max=steps)]
+        return after, walk.reveal(chosen, t, ahead=after.amin if walk.watched else None)
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         ancestral(walk, t, s)

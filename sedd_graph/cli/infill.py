@@ -22,6 +22,13 @@ def declare(verbs: Verbs) -> None:
         "--text", help="text in which [[N]] stands for N free tokens ([[]] for any number, for a model of strings)"
     )
     parser.add_argument(
+        "--hole",
+        metavar="REGEX",
+        action="append",
+        default=[],
+        help="what fills the holes matches REGEX: one for all holes, or one for each, in order (may be repeated)",
+    )
+    parser.add_argument(
         "--prompts",
         metavar="FILE",
         help="fill in every text of a file: one per line, or JSON lines (.jsonl) with text, or prefix and suffix, and "
@@ -54,6 +61,7 @@ def declare(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``infill`` subcommand with the parsed ``arguments`` and return its exit code."""
     from sedd_graph.engine.process import SampleRequest, TextWithHoles
+    from sedd_graph.runs.prompts import hole_pattern
     from sedd_graph.runs.sample import read_prompt, sample_run
 
     if arguments.prompts is not None:
@@ -61,10 +69,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         raise UserError("infill: -o is for the answers to --prompts FILE")
     run = open_run_folder(arguments)
-    conditions = sample.read_conditions(run, arguments)
     holes = TextWithHoles(
         text=arguments.text, prefix=arguments.prefix, suffix=arguments.suffix, length=arguments.length
     )
+    if arguments.hole:
+        if arguments.matching is not None:
+            raise UserError("infill: --hole says what fills the holes, --matching the whole text: give one of them")
+        arguments.matching = hole_pattern(holes, arguments.hole)
+    conditions = sample.read_conditions(run, arguments)
     prompt = read_prompt(run, holes, observed=conditions.observed if conditions else "clamp")
     if not prompt.exact:
         say(f"warning: {prompt.how}", sys.stderr)
@@ -95,6 +107,8 @@ def _run_prompts(arguments: argparse.Namespace) -> int:
     from sedd_graph.report.html import write_report
     from sedd_graph.runs.prompts import fill_in, read_prompts
 
+    if arguments.hole:
+        raise UserError("infill: --hole is of one --text; for the prompts of a file give --matching")
     for name in ("text", "prefix", "suffix", "length", "trajectory", "watch"):
         if getattr(arguments, name):
             raise UserError(f"infill: --prompts gives the texts: leave --{name} out")

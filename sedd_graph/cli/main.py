@@ -39,10 +39,12 @@ from sedd_graph.cli import (
     runs,
     sample,
     schema,
+    serve,
     show,
     sweep,
     tokenize,
     train,
+    view,
 )
 from sedd_graph.cli.options import add_debug
 from sedd_graph.cli.progress import console_observer
@@ -62,6 +64,7 @@ VERBS = (
     sweep,
     sample,
     infill,
+    serve,
     invert,
     restore,
     edit,
@@ -70,6 +73,7 @@ VERBS = (
     show,
     runs,
     compare,
+    view,
     components,
     schema,
     import_weights,

@@ -41,6 +41,16 @@ class DataConfig(Strict):
     seed: Seed = 0
     """Seed of the order of the training rows."""
 
+    @pydantic.model_validator(mode="after")
+    def _heldout_is_new(self) -> DataConfig:
+        for name, corpus in (("corpus", self.corpus), ("heldout", self.heldout)):
+            if corpus is not None and corpus.repeats and (name == "heldout" or self.heldout is None):
+                raise ValueError(
+                    f"data.{name} has its text twice, the second time in another form (such as reverse complements): "
+                    "give data.heldout a corpus of its own, without repeats"
+                )
+        return self
+
 
 class PointsConfig(Strict):
     """``data`` section for a flow: rows of real numbers (points) drawn from a density or read from a file."""

@@ -94,6 +94,14 @@ class Corpus(Plain, ABC):
         return None
 
     @property
+    def repeats(self) -> bool:
+        """True if documents repeat others in another form, such as reverse complements of DNA; by default False.
+
+        The end of the corpus cannot be held out then, since the training part would have the same text.
+        """
+        return False
+
+    @property
     def prompted(self) -> bool:
         """True if the documents have prompts; by default, if the Config has a field ``prompt`` other than None."""
         return getattr(self.config, "prompt", None) is not None

@@ -113,6 +113,13 @@ class SampleRequest:
             noise from ``seed``.
         on_step: Callback ``on_step(number, rows)``, called with 0 and the initial rows, int64 [b, l], and after each
             step with the step's number, from 1, and the rows.
+        on_confidence: Callback ``on_confidence(number, confidences)``, called before ``on_step`` with the same number and,
+            for each token of the rows, the probability that the model gave it when it was drawn, float32 [b, l]; NaN at
+            tokens that were not drawn from the model. None: they are not computed.
+        on_block: Callback ``on_block(rows)`` of models that generate text in blocks (:attr:`Process.block`), called
+            before each block with the tokens of the blocks before it, int64 [b, m].
+        kv_cache: False to evaluate the finished blocks of text in blocks again for each block, instead of caching their
+            keys and values. The samples are equal up to rounding.
     """
 
     batch: int
@@ -127,6 +134,9 @@ class SampleRequest:
     seeds: Tensor | None = None
     tape: NoiseTape | None = None
     on_step: Callable[[int, Tensor], None] | None = None
+    on_confidence: Callable[[int, Tensor], None] | None = None
+    on_block: Callable[[Tensor], None] | None = None
+    kv_cache: bool = True
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Return a random generator on ``device``, seeded with ``seed``, or at random if ``seed`` is None."""
@@ -178,16 +188,16 @@ class TextWithHoles:
     Attributes:
         text: Text in which ``[[N]]`` marks a hole of N tokens, or ``[[]]`` a hole of any size where the model chooses
             lengths. None: ``prefix`` or ``suffix`` is given instead.
-        prefix: Text before the hole; None: the hole is at the start.
-        suffix: Text after the hole; None: the hole is at the end.
+        prefix: Text before the hole, or its token ids; None: the hole is at the start.
+        suffix: Text after the hole, or its token ids; None: the hole is at the end.
         length: Number of tokens of the filled-in text, given text included (the largest number where the model chooses
             lengths). If None, it follows from a ``text`` with ``[[N]]``: its own tokens plus N for each hole. For
             ``[[]]``, and for ``prefix`` and ``suffix``, None selects the argument ``length`` of :meth:`Process.prompt`.
     """
 
     text: str | None = None
-    prefix: str | None = None
-    suffix: str | None = None
+    prefix: str | Sequence[int] | None = None
+    suffix: str | Sequence[int] | None = None
     length: int | None = None
 
     def check(self, example: str) -> None:
@@ -254,6 +264,8 @@ class Process(ABC):
     """Whether the network may be evaluated in bfloat16 (autocast); False for a family that computes in float32 always."""
     text: ClassVar[bool] = True
     """Whether rows are text, decoded by a tokenizer."""
+    chooses_lengths: ClassVar[bool] = False
+    """Whether the model chooses the lengths of samples and of holes, so that :attr:`SampleRequest.length` is the largest."""
     exact: ClassVar[bool] = False
     """Whether :meth:`bound_rows` returns -log p itself instead of an upper bound."""
     refuses: ClassVar[Mapping[str, str]] = {}
@@ -265,6 +277,7 @@ class Process(ABC):
 
     def __init__(self, plan: Any, setup: Setup) -> None:
         self.plan = plan
+        self.setup = setup
 
     def describe(self) -> str:
         """Return a one-line description for the user, such as the names of the components."""
@@ -505,6 +518,11 @@ class Process(ABC):
         """
         return None
 
+    @property
+    def block(self) -> int | None:
+        """Number of tokens that are sampled together, block by block from left to right; None: the whole row."""
+        return None
+
     def span(self, request: SampleRequest) -> int | None:
         """Return the number of tokens per row in one evaluation of the network by the sampler.
 
@@ -571,6 +589,19 @@ class Process(ABC):
 
         Raises:
             UserError: Rows are not text.
+        """
+        raise UserError(f"a process of {self.family} has no drafts that are text")
+
+    def draft_tokens(self, tokenizer: Tokenizer) -> Mapping[int, bytes | None]:
+        """Return the bytes of each token id of a row between two sampler steps: None for a mask.
+
+        Ids without text, such as padding, are not in the result.
+
+        Args:
+            tokenizer: The tokenizer.
+
+        Raises:
+            UserError: Rows are not text, or the bytes of a token depend on the tokens beside it.
         """
         raise UserError(f"a process of {self.family} has no drafts that are text")
 

@@ -32,6 +32,7 @@ SHOWN = {
     "rep_4": "rep-4",
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
+    "known_words": "words that occur in the training text",
     "mauve": "MAUVE",
     "mauve_star": "MAUVE, smoothed",
     "rows": "rows",

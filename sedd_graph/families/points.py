@@ -52,7 +52,19 @@ class PointProcess(Process):
     exact = True
     _WHOLE = "a flow draws whole rows by its inverse"
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("length", "steps", "prompt", "attend", "conditions", "allowed", "classifier", "seeds", "tape", "on_step"),
+        (
+            "length",
+            "steps",
+            "prompt",
+            "attend",
+            "conditions",
+            "allowed",
+            "classifier",
+            "seeds",
+            "tape",
+            "on_step",
+            "on_confidence",
+        ),
         _WHOLE,
     )
 

@@ -43,6 +43,7 @@ from sedd_graph.families.text import (
     all_but,
     check_row,
     check_tokens,
+    ids_of,
     make_components,
     problem,
     split_holes,
@@ -117,6 +118,7 @@ class StringProcess(TextProcess):
     """
 
     family = "strings"
+    chooses_lengths = True
     kernel: StringKernel
     refuses: ClassVar[Mapping[str, str]] = {
         "attend": "strings have no padding to hide",
@@ -257,6 +259,11 @@ class StringProcess(TextProcess):
             if request.on_step is not None:
                 request.on_step(number, self._rows(strings, length))
 
+        def on_confidence(number: int, sure: Tensor) -> None:
+            if request.on_confidence is not None:
+                found = sure[:, 1 : length + 1]
+                request.on_confidence(number, F.pad(found, (0, length - found.shape[1]), value=torch.nan))
+
         settings = StringSettings(
             fixed=fixed,
             shut=shut,
@@ -267,6 +274,7 @@ class StringProcess(TextProcess):
             generator=generator,
             allowed=self.allowed,
             on_step=on_step,
+            on_confidence=None if request.on_confidence is None else on_confidence,
         )
         with network.evaluating():
             out = self.sampler.run(rates, strings, settings, steps=request.steps)
@@ -372,10 +380,12 @@ class StringProcess(TextProcess):
         if text.text is not None and _NUMBERED.search(text.text):
             raise UserError("infill: this model chooses lengths itself: write [[]] for a hole, without a number")
         form = "[[]] where the model is to write, such as 'The [[]] is'"
-        parts = [text.prefix or "", text.suffix or ""] if text.text is None else split_holes(text.text, _HOLE, form)
+        parts: Sequence[str | Sequence[int]] = (
+            [text.prefix or "", text.suffix or ""] if text.text is None else split_holes(text.text, _HOLE, form)
+        )
         row: list[int] = []
         for number, part in enumerate(parts):
-            row += ([FREE] if number else []) + tokenizer.encode(part).tolist()
+            row += ([FREE] if number else []) + ids_of(part, tokenizer)
         check_row(row, tokenizer)
         how = (
             "nothing is inserted within the given text, which is a heuristic: "

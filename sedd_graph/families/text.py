@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ __all__ = [
     "check_tokens",
     "document_lengths",
     "fill_holes",
+    "ids_of",
     "make_components",
     "problem",
     "split_holes",
@@ -172,10 +173,15 @@ class TextProcess(Process):
         Raises:
             UserError: The bytes of a token depend on the tokens beside it.
         """
-        pieces, mask = tokenizer.pieces(), getattr(self.kernel, "mask", None)
-        shown = {} if mask is None else {mask: MASKED.encode()}
-        shown |= {token: piece for token, piece in enumerate(pieces) if piece is not None and token != mask}
+        shown = {
+            token: MASKED.encode() if piece is None else piece for token, piece in self.draft_tokens(tokenizer).items()
+        }
         return [b"".join(shown.get(token, b"") for token in row).decode("utf-8", "replace") for row in rows.tolist()]
+
+    def draft_tokens(self, tokenizer: Tokenizer) -> Mapping[int, bytes | None]:
+        mask = getattr(self.kernel, "mask", None)
+        found: dict[int, bytes | None] = {} if mask is None else {mask: None}
+        return found | {n: p for n, p in enumerate(tokenizer.pieces()) if p is not None and n != mask}
 
     @property
     def steps(self) -> int | None:
@@ -235,6 +241,23 @@ def split_holes(text: str, hole: re.Pattern[str], form: str) -> list[str]:
     return parts
 
 
+def ids_of(part: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a part of a prompt: text, or the ids themselves.
+
+    Args:
+        part: The part.
+        tokenizer: Tokenizer of the model.
+
+    Raises:
+        UserError: A token id does not exist.
+    """
+    if isinstance(part, str):
+        return tokenizer.encode(part).tolist() if part else []
+    if (wrong := next((i for i in part if not 0 <= i < tokenizer.size), None)) is not None:
+        raise UserError(f"infill: there is no token {wrong}: token ids are from 0 to {tokenizer.size - 1:,}")
+    return list(part)
+
+
 def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[int]:
     """Encode text with holes of known sizes.
 
@@ -259,7 +282,7 @@ def fill_holes(text: TextWithHoles, tokenizer: Tokenizer, length: int) -> list[i
                 raise UserError(f"infill: [[{part[:20]}]] makes more than {LARGEST:,} tokens")
             row += [FREE] * int(part) if index % 2 else tokenizer.encode(part).tolist()
         return row
-    before, after = (tokenizer.encode(part).tolist() if part else [] for part in (text.prefix, text.suffix))
+    before, after = (ids_of(part or "", tokenizer) for part in (text.prefix, text.suffix))
     left = length - len(before) - len(after)
     if left <= 0:
         raise UserError(

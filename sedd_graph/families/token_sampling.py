@@ -5,8 +5,10 @@ Axes: b batch, l length, n states.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ from sedd_graph.diffusion.tokens.row_noise import RowNoise
 from sedd_graph.diffusion.tokens.sampler import chosen_steps
 from sedd_graph.diffusion.tokens.stage import Stage, StagedDenoise
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
-from sedd_graph.engine.block_cache import cached
+from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.network import Network
 from sedd_graph.engine.process import SampleRequest
 from sedd_graph.errors import UserError
@@ -158,6 +160,7 @@ class TokenSampling:
             matching=matching,
             draws=tape,
             on_step=self.request.on_step,
+            on_confidence=self.request.on_confidence,
         )
         made = self._walk(x, settings) if self.block is None else self._write(x, settings, self.block)[:, :length]
         if (log_weight := self.parts.sampler.log_weight) is not None:
@@ -264,11 +267,20 @@ class TokenSampling:
         The network runs eagerly, since ``torch.compile`` would recompile for each length of the growing KV cache.
         """
         hold_prompt(settings.free, block)
-        (rows, whole), network = x.shape, self.network
-        with (
-            network.evaluating(eager=True),
-            cached(network.model, block, rows=rows, length=whole, parts=network.parts) as given,
-        ):
+        (rows, whole), network, request = x.shape, self.network, self.request
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(network.evaluating(eager=True))
+            denoiser: Callable[[Tensor], Denoise] = partial(uncached, network.model, block, parts=network.parts)
+            if request.kv_cache:
+                denoiser = stack.enter_context(
+                    cached(network.model, block, rows=rows, length=whole, parts=network.parts)
+                )
+
+            def given(before: Tensor) -> Denoise:
+                if request.on_block is not None:
+                    request.on_block(before)
+                return denoiser(before)
+
             return write_blocks(
-                self.parts.sampler, given, x, settings, block=block, length=self.length, steps=self.request.steps
+                self.parts.sampler, given, x, settings, block=block, length=self.length, steps=request.steps
             )

@@ -314,8 +314,12 @@ class TokenProcess(TextProcess):
         steps, block = super().evaluations(request), self.objective.block
         return steps and steps * (1 if block is None else -(-(request.length or 0) // block))
 
+    @property
+    def block(self) -> int | None:
+        return self.objective.block
+
     def span(self, request: SampleRequest) -> int | None:
-        return request.length if self.objective.block is None else self.objective.block
+        return request.length if self.block is None else self.block
 
     def sample(self, network: Network, request: SampleRequest) -> Samples:
         """Draw rows of ``request.length`` tokens.

@@ -90,6 +90,7 @@ class VectorProcess(TextProcess):
         "seeds": "its sampler moves real numbers with the noise of the whole batch",
         "tape": "its sampler moves real numbers, whose road is exact only for a sampler with exact steps, such as "
         "reversible_heun",
+        "on_confidence": "its sampler moves real numbers, and draws no token from a distribution",
     }
 
     def __init__(self, plan: ProcessPlan, setup: Setup) -> None:

@@ -12,6 +12,7 @@ import networkx as nx
 from sedd_graph.component.kinds import KINDS
 from sedd_graph.graph.layout import PAD, Box, Edge
 from sedd_graph.graph.model import Graph, Op, Ref, Region, Step
+from sedd_graph.graph.order import arrange
 
 __all__ = ["InverseArrows", "to_json", "to_mermaid", "to_svg", "to_tree"]
 
@@ -224,7 +225,7 @@ def _boxed(region: Region, box: Box, inverses: InverseArrows, *, top: bool) -> B
         box.children[f"<{name}"] = Box(name, str(region.type_of(ref)) if top else "", _PORT, "")
         box.edges.append(Edge(ref.step or f">{ref.port}", ref.port, f"<{name}", ""))
     box.back += inverses.get(region, ())
-    box.arrange(_layers(box))
+    arrange(box, _layers(box))
     return box
 
 

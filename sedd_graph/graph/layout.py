@@ -8,10 +8,11 @@ an edge at the same x).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["PAD", "Box", "Edge"]
+__all__ = ["PAD", "Box", "Edge", "Key"]
 
 GAP_X, GAP_Y, PAD, HEAD, LEAF_HEIGHT, CHAR, LANE, TIP = 28, 34, 14, 24, 40, 6.7, 12, 3
 """Sizes in pixels: horizontal and vertical gap between boxes, padding and title height of a frame, height of a box
@@ -32,6 +33,10 @@ class Edge(NamedTuple):
     output: str
     target: str
     input: str
+
+
+Key = tuple[str, str]
+"""A value: the name of the box that computes it, and its output port."""
 
 
 class _Lane(NamedTuple):
@@ -74,22 +79,25 @@ class Box:
     """Arrows of the derived inverse, as pairs of children's names (source, target)."""
 
     def __post_init__(self) -> None:
-        self.width = max(CHAR * len(self.title) * 1.05, CHAR * 0.88 * len(self.note)) + 24
+        self.width = self._least = max(CHAR * len(self.title) * 1.05, CHAR * 0.88 * len(self.note)) + 24
         self._layer: dict[str, int] = {}
         self._spans: list[tuple[float, float]] = []
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._lanes: dict[Key, _Lane] = {}
 
     @property
     def middle(self) -> float:
         """The x coordinate of the box's centre."""
         return self.x + self.width / 2
 
-    def arrange(self, layers: Sequence[Sequence[str]]) -> None:
+    def arrange(self, layers: Sequence[Sequence[str]], sides: Mapping[Key, bool] | None = None) -> None:
         """Position the children in layers, and set this frame's size so that it contains them and their edges.
 
         Args:
             layers: Names of the children of each layer, from top to bottom.
+            sides: For some values that cross layers, whether their lane is to the right of the boxes; others take the
+                nearer side.
         """
+        self._spans = []
         self._layer = {name: number for number, layer in enumerate(layers) for name in layer}
         y = float(HEAD + PAD)
         for layer in layers:
@@ -101,20 +109,21 @@ class Box:
                 x += box.width + GAP_X
             self._spans.append((y, y + tall))
             y += tall + GAP_Y
-        self._choose_lanes(layers)
+        self._choose_lanes(layers, sides or {})
         lanes = [lane.x for lane in self._lanes.values()]
         left = min([*(box.x for box in self.children.values()), *lanes])
         right = max([*(box.x + box.width for box in self.children.values()), *lanes])
-        inner = max(right - left, self.width - 2 * PAD)
+        inner = max(right - left, self._least - 2 * PAD)
         shift = PAD + (inner - (right - left)) / 2 - left
         for box in self.children.values():
             box.x += shift
         self._lanes = {key: lane._replace(x=lane.x + shift) for key, lane in self._lanes.items()}
         self.width, self.height = inner + 2 * PAD, y - GAP_Y + PAD
 
-    def _choose_lanes(self, layers: Sequence[Sequence[str]]) -> None:
+    def _choose_lanes(self, layers: Sequence[Sequence[str]], sides: Mapping[Key, bool]) -> None:
         """Assign one lane to all edges of each value that crosses layers: the nearer free lane, left or right."""
-        ends: dict[tuple[str, str], int] = {}
+        ends: dict[Key, int] = {}
+        self._lanes = {}
         for edge in self.edges:
             key = edge.source, edge.output
             ends[key] = max(ends.get(key, 0), self._layer[edge.target])
@@ -127,7 +136,8 @@ class Box:
             right = _free(max(box.x + box.width for box in passed) + GAP_X / 2, LANE, taken)
             left = _free(min(box.x for box in passed) - GAP_X / 2, -LANE, taken)
             source = self._leaves(*key)
-            x = left if abs(left - source) < abs(right - source) - 1 else right
+            to_right = sides.get(key, abs(left - source) >= abs(right - source) - 1)
+            x = right if to_right else left
             self._lanes[key] = _Lane(x, first, last)
 
     def _leaves(self, name: str, output: str) -> float:
@@ -173,6 +183,26 @@ class Box:
             x, y = lane, self._spans[last - 1][1]
         path += [_bend(x, y, end, self._spans[last][0] - TIP), f"V{target.y - TIP:.1f}"]
         return " ".join(path)
+
+    def lane_sides(self) -> dict[Key, bool]:
+        """Return, for each value that crosses layers, whether its lane is in the right half of the frame."""
+        return {key: lane.x > self.width / 2 for key, lane in self._lanes.items()}
+
+    def crossings(self) -> int:
+        """Return the number of crossings of wires of different values in this frame, without those in its children.
+
+        Wires bend only between layers, where two of them cross once if they change their order.
+        """
+        ends = {number: x for name in self.children for number, x in self._arrivals(name).items()}
+        gaps: dict[int, set[tuple[Key, float, float]]] = {}
+        for number, edge in enumerate(self.edges):
+            first, last, key = self._layer[edge.source], self._layer[edge.target], (edge.source, edge.output)
+            x, lane = self._leaves(*key), self._comes_from(edge)
+            gaps.setdefault(first, set()).add((key, x, lane if last - first > 1 else ends[number]))
+            if last - first > 1:
+                gaps.setdefault(last - 1, set()).add((key, lane, ends[number]))
+        pairs = (pair for wires in gaps.values() for pair in itertools.combinations(wires, 2))
+        return sum(a[0] != b[0] and (a[1] - b[1]) * (a[2] - b[2]) < 0 for a, b in pairs)
 
     def back_paths(self) -> list[str]:
         """Return an SVG path (attribute ``d``) for each arrow in ``back``, from its source box to its target box.

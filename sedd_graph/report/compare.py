@@ -1,13 +1,11 @@
 """Writer of a page that compares runs: results, curves laid over each other, settings that differ, and samples side by side.
 
-As the report of a run (:mod:`sedd_graph.report.html`), the page is self-contained, has no script and loads nothing.
+As the report of a run (:mod:`sedd_graph.report.html`), the page is self-contained and loads nothing; its script shows values of curves.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import itertools
 import json
 import string
@@ -22,7 +20,7 @@ from sedd_graph.evaluation.paired import ROWS_FILE, difference, row_bounds
 from sedd_graph.report import samples
 from sedd_graph.report.curves import Line, Point, curve
 from sedd_graph.report.facts import json_lines
-from sedd_graph.report.render import render
+from sedd_graph.report.render import policy, render
 from sedd_graph.store.files import json_object, write_text
 
 __all__ = ["COMPARED", "Compared", "Pair", "changed_settings", "pairs", "write_comparison"]
@@ -142,13 +140,13 @@ def write_comparison(runs: Sequence[Compared], page: Path) -> None:
     if page.exists() and not _is_comparison(page):
         raise UserError(f"{page} exists and is no comparison: choose another name (-o)")
     names = {run.path: letter for run, letter in zip(runs, string.ascii_uppercase, strict=False)}
-    style = render("report.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    script, style = render("curves.js"), render("palette.css") + render("report.css")
     unit = next((run.unit for run in runs if run.bits is not None), "character")
     text = render(
         "compare.html",
         style=style,
-        policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        script=script,
+        policy=policy(script, style),
         unit=unit,
         runs=[{"letter": names[run.path], "summary": run, "colour": _COLOURS[at]} for at, run in enumerate(runs)],
         pairs=[(names[p.one], names[p.other], p) for p in pairs(runs)],

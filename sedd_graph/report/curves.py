@@ -103,6 +103,7 @@ def curve(lines: Sequence[Line], *, title: str, over: str = "step") -> Markup:
                 "colour": line.colour,
                 "band": path(band) if any(p.error for p in points) else "",
                 "points": path([(p.step, p.value) for p in points]),
+                "readings": " ".join(f"{p.step:.7g},{str(p).replace(' ', '')}" for p in points),
                 "dots": [
                     {
                         "x": f"{px(p.step):.1f}",

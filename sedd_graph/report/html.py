@@ -8,19 +8,19 @@ Policy in the page forbids every script and style but its own, and all requests.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from markupsafe import Markup
+
 from sedd_graph.data.tokenizer import FILE as TOKENIZER
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.errors import SeddGraphError
-from sedd_graph.report import facts, samples
+from sedd_graph.report import facts, samples, trajectories
 from sedd_graph.report.frontier import frontier
-from sedd_graph.report.render import render
+from sedd_graph.report.render import policy, render
 from sedd_graph.store.files import json_object, write_text
 
 __all__ = ["write_report"]
@@ -35,12 +35,22 @@ def write_report(run: Path) -> Path:
     except SeddGraphError:
         tokenizer = None
     certificate, graph = json_object(run / "certificate.json"), json_object(run / "graph.json")
-    script, style = render("film.js"), render("report.css")
+    film, edited = (
+        (
+            _section("samples", trajectories.newest, run, tokenizer),
+            _section("edited", trajectories.edited, run, tokenizer),
+        )
+        if tokenizer is not None
+        else (None, None)
+    )
+    curves = facts.training_curves(run)
+    player = render("player.js") + render("reel.js") + render("report.js") if film or edited else Markup()
+    script, style = player + render("curves.js"), render("palette.css") + render("player.css") + render("report.css")
     page = render(
         "report.html",
         script=script,
         style=style,
-        policy=_policy(script, style),
+        policy=policy(script, style),
         name=graph.get("name", run.name),
         lead=f"{len(graph['nodes'])} components; run {run.name}" if "nodes" in graph else f"run {run.name}",
         results=facts.results(
@@ -49,13 +59,13 @@ def write_report(run: Path) -> Path:
             json_object(run / "evaluation-ode.json"),
             facts.tables(run),
         ),
-        film=_section("samples", samples.film, run, tokenizer),
-        edited=_section("edited", samples.edited, run, tokenizer),
+        film=film,
+        edited=edited,
         samples=_section("samples", samples.newest_samples, run),
         quality=samples.quality(run),
         frontier=frontier(run),
         infilled=_section("infilled", samples.newest_infilled, run, tokenizer),
-        curves=facts.training_curves(run),
+        curves=curves,
         fallbacks=facts.fallbacks(run),
         activations=_section("activations", facts.activations, run) or [],
         claims=certificate.get("checks", []),
@@ -66,15 +76,6 @@ def write_report(run: Path) -> Path:
     # names of files that are not UTF-8 hold surrogates, which cannot be written
     write_text(run / "report.html", page.encode("utf-8", "backslashreplace").decode())
     return run / "report.html"
-
-
-def _policy(script: str, style: str) -> str:
-    """Return the Content Security Policy of the page: its own script and style by their hashes, embedded images only."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _section(name: str, read: Callable[..., Content], *arguments: object) -> Content | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,10 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.evaluation.record import QUALITY, SHOWN, format_number, format_sampling
 from sedd_graph.report.curves import scatter
 from sedd_graph.report.facts import json_lines
-from sedd_graph.report.film import film_data
 from sedd_graph.store.arrays import array_of, open_stored, read_array, stores
 from sedd_graph.store.files import as_object
 
-__all__ = ["edited", "film", "newest_infilled", "newest_samples", "quality"]
+__all__ = ["facts_of", "newest_infilled", "newest_samples", "quality"]
 
 TEXTS, INFILLED, POINTS = 8, 4, 2000
 """Maximum numbers of texts (``TEXTS``), infilled texts (``INFILLED``) and points in a scatter plot (``POINTS``) that the
@@ -53,18 +52,6 @@ class Infilled(NamedTuple):
     texts: list[list[tuple[bool, str]]]
 
 
-class Film(NamedTuple):
-    """Animation of trajectories of a zarr store.
-
-    Attributes:
-        store: Name of the store.
-        roads: Trajectories that play side by side, each as :func:`~sedd_graph.report.film.film_data` returns it.
-    """
-
-    store: str
-    roads: list[dict[str, Any]]
-
-
 class Quality(NamedTuple):
     """One record of ``quality.jsonl``, formatted as a table.
 
@@ -79,7 +66,8 @@ class Quality(NamedTuple):
     rows: list[tuple[str, str, str]]
 
 
-def _facts(group: zarr.Group, store: Path) -> str:
+def facts_of(group: zarr.Group, store: Path) -> str:
+    """Return how samples were drawn, as text: sampler, steps, seed, weights, temperature and the store's name."""
     known = [f"{k} {group.attrs[k]}" for k in ("sampler", "steps", "seed", "weights") if k in group.attrs]
     settings = as_object(group.attrs.get("settings"))
     shown = ((name, settings.get(name)) for name in ("temperature", "top_p"))
@@ -92,8 +80,8 @@ def newest_samples(run: Path) -> Samples | None:
     for store in stores(run, "samples")[:1]:
         group = open_stored(store)
         if "x" in group:
-            return Samples(_facts(group, store), scatter(read_array(group, "x", rows=POINTS)), [])
-        return Samples(_facts(group, store), Markup(), read_array(group, "text", rows=TEXTS).tolist())
+            return Samples(facts_of(group, store), scatter(read_array(group, "x", rows=POINTS)), [])
+        return Samples(facts_of(group, store), Markup(), read_array(group, "text", rows=TEXTS).tolist())
     return None
 
 
@@ -118,7 +106,7 @@ def newest_infilled(run: Path, tokenizer: Tokenizer | None) -> Infilled | None:
         rows, lengths = (read_array(group, name, rows=INFILLED) for name in ("tokens", "lengths"))
         width = lengths if isinstance(group.attrs.get("start"), int) else np.full_like(lengths, rows.shape[1])
         texts = [_pieces(row[:n], known[:n], tokenizer) for row, known, n in zip(rows, given, width, strict=True)]
-        return Infilled(_facts(group, store), texts)
+        return Infilled(facts_of(group, store), texts)
     return None
 
 
@@ -140,49 +128,6 @@ def _pieces(row: npt.NDArray[np.int64], given: npt.NDArray[np.bool_], tokenizer:
         return []
     cuts = [0, *(np.flatnonzero(np.diff(given)) + 1).tolist(), len(row)]
     return [(not given[a], tokenizer.decode(row[a:b].tolist())) for a, b in pairwise(cuts)]
-
-
-def film(run: Path, tokenizer: Tokenizer | None) -> Film | None:
-    """Return the animation of the most recent samples that were stored with a trajectory.
-
-    Args:
-        run: The run folder.
-        tokenizer: Tokenizer of the run, which decodes the token ids; None if it is missing or invalid.
-
-    Returns:
-        The animation, or None if no samples have a trajectory or ``tokenizer`` is None.
-    """
-    for store in stores(run, "samples") if tokenizer is not None else []:
-        group = open_stored(store)
-        if tokenizer is not None and "trajectory" in group:
-            mask = group.attrs.get("mask")
-            frames = read_array(group, "trajectory", columns=1)[:, 0].astype(np.int64)
-            return Film(store.name, [film_data(frames, tokenizer, mask=mask if isinstance(mask, int) else None)])
-    return None
-
-
-def edited(run: Path, tokenizer: Tokenizer | None) -> Film | None:
-    """Return the animation of the most recent edit: the roads to the original and to the edited text.
-
-    Args:
-        run: The run folder.
-        tokenizer: Tokenizer of the run, which decodes the token ids; None if it is missing or invalid.
-    """
-    for store in stores(run, "edited")[:1] if tokenizer is not None else []:
-        group = open_stored(store)
-        mask = group.attrs.get("mask")
-        roads = [
-            film_data(
-                read_array(group, name).astype(np.int64),
-                tokenizer,
-                mask=mask if isinstance(mask, int) else None,
-                label=name,
-            )
-            for name in ("original", "edited")
-            if tokenizer is not None
-        ]
-        return Film(store.name, roads)
-    return None
 
 
 def quality(run: Path) -> list[Quality]:

@@ -17,8 +17,9 @@ from sedd_graph.engine.hardware import describe_hardware
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.evaluation.judge import Ids, Judge, Reading, open_judge
 from sedd_graph.evaluation.mauve import SCALING, SEED, mauve, package
-from sedd_graph.evaluation.quality import diversity, documents, judge_statistics
+from sedd_graph.evaluation.quality import diversity, documents, judge_statistics, training_vocabulary
 from sedd_graph.evaluation.record import QUALITY, Protocol, QualityRecord, format_record
+from sedd_graph.evaluation.words import Vocabulary
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.provenance import version_of
 from sedd_graph.runs.token_cache import FolderCache
@@ -43,7 +44,8 @@ def judge_run(
 ) -> QualityRecord:
     """Compute quality statistics of samples and of an equal number of held-out rows.
 
-    The statistics are entropy and diversity of the text, perplexity under a judge (another language model), and MAUVE.
+    The statistics are entropy and diversity of the text, the share of words that occur in the training text, perplexity
+    under a judge (another language model), and MAUVE.
     They are printed, and appended to ``quality.jsonl`` in the run folder.
 
     Args:
@@ -72,12 +74,14 @@ def judge_run(
     tokenizer = run.text_tokenizer()
     store, rows, sampling = _samples(run, samples)
     reader = None if judge is None else open_judge(judge, device=device)
-    held, why_not = held_out(run, len(rows), rows.shape[1])
+    data, why_not = _data(run, rows.shape[1])
+    held = None if data is None else _spread(data, len(rows))
+    words = None if data is None else training_vocabulary(data)
     if why_not is not None:
         say(f"warning     no held-out text beside the samples: {why_not}")
     if with_mauve and len(rows) < FEW:
         say(f"warning     MAUVE of {len(rows)} samples has a large bias and variance; {FEW:,} or more are needed")
-    found = _statistics(rows, held, tokenizer, reader, with_mauve=with_mauve)
+    found = _statistics(rows, held, words, tokenizer, reader, with_mauve=with_mauve)
     record = QualityRecord(
         store=store.name,
         samples=found["samples"],
@@ -128,6 +132,12 @@ def held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]
 
     They are ``count`` rows, spread evenly; then, where the text suffices, as many again from between them.
     """
+    data, why_not = _data(run, length)
+    return None if data is None else _spread(data, count), why_not
+
+
+def _data(run: Run, length: int) -> tuple[Dataset | None, str | None]:
+    """Return the data set of a run with rows of ``length`` tokens, or the reason why there is none."""
     config = run.report.data
     if "data" not in run.report.loaded.sections or not isinstance(config, DataConfig):
         return None, "the blueprint has no 'data' section"
@@ -139,16 +149,27 @@ def held_out(run: Run, count: int, length: int) -> tuple[Ids | None, str | None]
         return None, str(error)
     if (config.rows == "stream" or length == config.length) and (changed := run.changed(data)) is not None:
         return None, changed
+    return data, None
+
+
+def _spread(data: Dataset, count: int) -> Ids:
+    """Return ``count`` held-out rows, spread evenly, then as many again where the text suffices, int64 [row, position]."""
     there = data.heldout.count
     double = there >= 2 * count
     chosen = np.linspace(0, there - 1, 2 * count if double else min(count, there)).astype(np.int64)
     if double:
         chosen = np.concatenate([chosen[::2], chosen[1::2]])
-    return data.heldout.take(chosen, 0).tokens, None
+    return data.heldout.take(chosen, 0).tokens
 
 
 def _statistics(
-    rows: Ids, held: Ids | None, tokenizer: Tokenizer, judge: Judge | None, *, with_mauve: bool
+    rows: Ids,
+    held: Ids | None,
+    words: Vocabulary | None,
+    tokenizer: Tokenizer,
+    judge: Judge | None,
+    *,
+    with_mauve: bool,
 ) -> dict[str, dict[str, float]]:
     """Return the statistics of the ``samples`` and, where there is held-out text, of as many rows of it, the
     ``reference``.
@@ -160,7 +181,7 @@ def _statistics(
         sides["reference"] = held[: len(rows)]
     found, features = {}, {}
     for name, side in sides.items():
-        found[name] = diversity(side, tokenizer)
+        found[name] = diversity(side, tokenizer, words)
         if judge is not None:
             reading = judge.read(documents(side, tokenizer), features=with_mauve)
             found[name] |= judge_statistics(reading)

@@ -157,7 +157,8 @@ def require_sampling_memory(run: Run, request: SampleRequest, *, trajectory: boo
         return
     span, graph, registry = process.span(request), run.report.graph, run.report.registry
     cost = ForwardCost(0, 0, 0) if span is None else measure_forward(graph, registry, batch=request.batch, length=span)
-    frames = 4 * (1 + (steps or 0)) * request.batch * length if trajectory else 0  # int32, in the memory of the CPU
+    # tokens as int32 and confidences as bytes, in the memory of the CPU
+    frames = 5 * (1 + (steps or 0)) * request.batch * length if trajectory else 0
     working = cost.peak_bytes + cost.output_bytes  # of the last step, which the sampler holds during a forward pass
     _announce(request, length, steps, cost, working + frames, device, say)
     limit, cpu = memory_limit(device), torch.device("cpu")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from sedd_graph.component.progress import progress
 from sedd_graph.component.strict import Strict
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.conditions.pattern import PatternError, parse
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.files import read_text
@@ -28,10 +30,12 @@ from sedd_graph.runs.sample import read_prompt, sampling_attributes
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_text
 
-__all__ = ["Answer", "PromptLine", "answer_prompts", "fill_in", "read_prompts"]
+__all__ = ["Answer", "PromptLine", "answer_prompts", "answer_seed", "fill_in", "hole_pattern", "read_prompts"]
 
 MAX_BYTES, MAX_PROMPTS = 256 * 2**20, 1_000_000
 """Limits on a file of prompts: its bytes, and its prompts."""
+
+_HOLE = re.compile(r"\[\[\d*\]\]")
 
 Text = Annotated[str, pydantic.Field(max_length=2**22)]
 
@@ -78,6 +82,35 @@ def read_prompts(path: Path) -> list[PromptLine]:
     if not found:
         raise UserError(f"{path}: has no prompt")
     return found
+
+
+def hole_pattern(text: TextWithHoles, holes: Sequence[str]) -> str:
+    """Return the regular expression of a whole text in which what fills the holes matches expressions.
+
+    It is for the condition ``matching``: the given text is quoted, and each hole is one of ``holes``.
+
+    Args:
+        text: The text with holes.
+        holes: Regular expressions: one for each hole in order, or one for all of them.
+
+    Raises:
+        UserError: An expression is invalid or begins with a look-ahead, or their number is not that of the holes.
+    """
+    parts = _HOLE.split(text.text) if text.text is not None else [text.prefix or "", text.suffix or ""]
+    count = len(parts) - 1
+    if len(holes) not in (1, count):
+        raise UserError(f"infill: {len(holes)} expressions for {count} holes: give one for each hole, or one for all")
+    for hole in holes:
+        try:
+            ahead = parse(hole).aheads
+        except PatternError as error:
+            raise UserError(f"infill: --hole {hole[:60]!r}: {error}") from None
+        if ahead:
+            raise UserError(f"infill: --hole {hole[:60]!r}: a look-ahead is of the whole text: give it with --matching")
+    each = [*holes] * count if len(holes) == 1 else [*holes]
+    return re.escape(parts[0]) + "".join(
+        f"(?:{hole}){re.escape(part)}" for hole, part in zip(each, parts[1:], strict=True)
+    )
 
 
 @dataclasses.dataclass
@@ -189,7 +222,7 @@ def answer_prompts(
         The answers, those of the first prompt first; and facts of the samples (:attr:`Samples.facts`).
     """
     answers = [
-        Answer(number, sample, _seed(seed, prompt, sample))
+        Answer(number, sample, answer_seed(seed, prompt, sample))
         for number, prompt in enumerate(prompts)
         for sample in range(samples)
     ]
@@ -213,7 +246,7 @@ def _encoded(run: Run, lines: Sequence[PromptLine], observed: str) -> Iterator[P
             raise UserError(f"prompt {line.id!r}: {error}") from None
 
 
-def _seed(seed: int, prompt: Prompt, sample: int) -> int:
+def answer_seed(seed: int, prompt: Prompt, sample: int) -> int:
     """Return the seed of an answer, in [0, 2^62), which follows from the tokens of its prompt."""
     content = f"{seed} {sample} {prompt.length} {prompt.tokens.tolist()}"
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") >> 2

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from sedd_graph.data.config import DataConfig
 from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.activations import observed, recording
+from sedd_graph.runs.frames import Frames, quantised
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run
 from sedd_graph.runs.precision import dtype_name
@@ -47,7 +47,7 @@ def sample_run(
     Args:
         run: The opened run folder.
         request: Number, length, seed and conditions of the samples.
-        trajectory: True to store the tokens after every sampler step, too.
+        trajectory: True to store the tokens after every sampler step, too, and their confidences where the process has them.
         name: Name of the zarr group; if it exists, a number is added (``samples-2.zarr``).
         notes: Additional attributes of the group.
         tape: Path of a tape to write, with which ``sedd-graph restore`` repeats the run; None for none. Requires a seed
@@ -75,7 +75,8 @@ def sample_run(
     require_free(tape)
     if tape is not None and run.engine.network.dtype != torch.float32:
         raise UserError("sample: a tape is of a network in float32: leave --dtype out")
-    frames, marks = _Frames(process.evaluations(request)), Marks()
+    steps = process.evaluations(request)
+    frames, confidences, marks = Frames(steps, np.int32), Frames(steps, np.uint8), Marks()
     tokenizer = run.text_tokenizer() if process.text else None
 
     def on_step(number: int, rows: Tensor) -> None:
@@ -84,14 +85,19 @@ def sample_run(
         if watch is not None:
             watch(number, rows)
         if trajectory:
-            frames.append(rows)
+            frames.append(rows.cpu().numpy())
         if tape is not None:
             marks.add(rows)
+
+    def on_confidence(number: int, sure: Tensor) -> None:
+        confidences.append(quantised(sure).cpu().numpy())
 
     conditions = process.conditions({}) if request.conditions is None else request.conditions
     many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
     if trajectory or watch is not None or ("on_step" not in process.refuses and not many):
         request = dataclasses.replace(request, on_step=on_step)
+    if trajectory and "on_confidence" not in process.refuses:
+        request = dataclasses.replace(request, on_confidence=on_confidence)
     with recording(run, tape if activations else None) as recorder:
         with (
             progress("sampling", total=process.evaluations(request)) as advance,
@@ -111,6 +117,7 @@ def sample_run(
         stored.arrays,
         text=stored.text,
         trajectory=frames.array(),
+        confidence=confidences.array(),
         attributes={
             **sampling_attributes(run, request, samples.facts),
             **({} if request.prompt is None else {"prompt": request.prompt.tolist()}),
@@ -157,31 +164,6 @@ def _write_tape(run: Run, request: SampleRequest, tape: Path, marks: Marks, mask
         **sampling_facts(run, request),
     )
     write_tape(tape, Tape(facts=facts, arrays={"marks": marks.array()}), numbers=False)
-
-
-class _Frames:
-    """Rows after each sampler step, in one array that is allocated once, since a stack of arrays would take twice the memory.
-
-    Args:
-        steps: Expected number of steps; None if unknown.
-    """
-
-    def __init__(self, steps: int | None) -> None:
-        self._room, self._count = (steps or 0) + 1, 0
-        self._made: npt.NDArray[np.int32] | None = None
-
-    def append(self, rows: Tensor) -> None:
-        """Add the rows after one step, int64 [b, l]."""
-        if self._made is None:
-            self._made = np.empty((self._room, *rows.shape), dtype=np.int32)
-        elif self._count == len(self._made):
-            self._made = np.concatenate([self._made, np.empty_like(self._made)])
-        self._made[self._count] = rows.cpu().numpy()
-        self._count += 1
-
-    def array(self) -> npt.NDArray[np.int32] | None:
-        """Return all rows, int32 [step, b, l]; None if there are none."""
-        return None if self._made is None else self._made[: self._count]
 
 
 def read_prompt(run: Run, text: TextWithHoles, *, observed: str) -> Prompt:

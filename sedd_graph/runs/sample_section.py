@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import pydantic
 
 from sedd_graph.blueprint.load import load
 from sedd_graph.component.registry import installed
-from sedd_graph.errors import UserError
+from sedd_graph.engine.engine import Engine
+from sedd_graph.errors import SeddGraphError, UserError
+from sedd_graph.families.plan import Part, ProcessPlan
 from sedd_graph.runs.check import LOCK, SECTIONS
 from sedd_graph.runs.open import Run
 
-__all__ = ["sample_overrides", "sampler_settings"]
+__all__ = ["sample_overrides", "sampler_settings", "samplers", "with_sampler"]
 
 
 def sample_overrides(run: Path, sampler: str | None, settings: Sequence[str]) -> list[str]:
@@ -40,6 +43,56 @@ def sample_overrides(run: Path, sampler: str | None, settings: Sequence[str]) ->
         kept = {key: value for key, value in held.items() if key in {*contract.config.model_fields, "classifier"}}
         found.append(f"sample={json.dumps({**kept, 'op': sampler})}")
     return [*found, *(f"sample.{text}" for text in settings)]
+
+
+def with_sampler(run: Run, name: str) -> Run:
+    """Return an opened run with another sampler, whose Config has the keys of the run's own that fit.
+
+    The network is shared; trained parts of the process, such as a learned schedule, have the values of the run.
+
+    Args:
+        run: The opened run folder.
+        name: Name of the sampler, such as ``confidence``.
+
+    Raises:
+        UserError: There is no such sampler, or it does not fit the process.
+    """
+    plan, old, registry = run.plan, run.engine.process, run.report.registry
+    if not isinstance(plan, ProcessPlan):
+        raise UserError(f"{run.path} has no sampler that another one could replace")
+    contract = registry.contract(name)
+    if contract.kind != plan.sampler.contract.kind:
+        raise UserError(f"{name!r} is no sampler for this model")
+    held = plan.sampler.config.model_dump(exclude_unset=True)
+    try:
+        config = contract.config.model_validate({k: v for k, v in held.items() if k in contract.config.model_fields})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"sample.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    changed = dataclasses.replace(plan, sampler=Part(contract, config))
+    made = type(old)(changed, old.setup)
+    for key, part in made.learned().items():
+        part.load_state_dict(old.learned()[key].state_dict())
+    return dataclasses.replace(
+        run, report=dataclasses.replace(run.report, plan=changed), engine=Engine(run.engine.network, made)
+    )
+
+
+def samplers(run: Run) -> dict[str, Run]:
+    """Return an opened run with each installed sampler that fits it, by name, its own first.
+
+    Args:
+        run: The opened run folder.
+    """
+    plan, found = run.plan, dict[str, Run]()
+    if not isinstance(plan, ProcessPlan):
+        return found
+    found[plan.sampler.name] = run
+    for contract in run.report.registry.contracts():
+        if contract.kind == plan.sampler.contract.kind and contract.name not in found:
+            with contextlib.suppress(SeddGraphError):  # it does not fit
+                found[contract.name] = with_sampler(run, contract.op)
+    return found
 
 
 @contextlib.contextmanager

@@ -17,7 +17,17 @@ from sedd_graph.blueprint.yaml import read_yaml
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.store.files import as_object, json_object
 
-__all__ = ["LOCK", "Summary", "find_runs", "last_record", "require_run", "settings", "summarise", "unversioned"]
+__all__ = [
+    "LOCK",
+    "Summary",
+    "find_runs",
+    "flatten",
+    "last_record",
+    "require_run",
+    "settings",
+    "summarise",
+    "unversioned",
+]
 
 LOCK = "blueprint.lock.yaml"
 """File name of the resolved blueprint, which every run folder has."""
@@ -98,9 +108,13 @@ def require_run(path: Path) -> Path:
 def settings(run: Path) -> dict[str, Any]:
     """Return the values of the resolved blueprint of a run folder by dotted key; lists count as values."""
     try:
-        data = read_yaml(run / LOCK).data
+        return flatten(read_yaml(run / LOCK).data)
     except SeddGraphError:
         return {}
+
+
+def flatten(data: Any) -> dict[str, Any]:
+    """Return the values of nested mappings by dotted key; lists and empty mappings count as values."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:

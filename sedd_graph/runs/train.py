@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import torch
 
+from sedd_graph.blueprint.yaml import read_yaml
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.evaluation.bound import Result as Bounds
 from sedd_graph.evaluation.bound import numbers
+from sedd_graph.runs.check import Report, digest, lock_text
 from sedd_graph.runs.distilled import distiller
 from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.extend import extended
 from sedd_graph.runs.open import WEIGHTS, open_run
 from sedd_graph.runs.precision import choose_dtype
 from sedd_graph.runs.run_records import read_facts
+from sedd_graph.runs.summary import flatten
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.changes import add_change
 from sedd_graph.store.files import alone
@@ -27,6 +31,7 @@ from sedd_graph.training.adapters import load_plain
 from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, require_start, step_of
 from sedd_graph.training.checkpoint_reader import Stored, stored
 from sedd_graph.training.distributed import World, is_broken
+from sedd_graph.training.interfaces import Setting
 from sedd_graph.training.loop import Result, train
 from sedd_graph.training.parallel import compile_mode, shard_init
 from sedd_graph.training.trackers import FINAL, Trackers
@@ -111,7 +116,7 @@ def train_run(
             stack.enter_context(alone(path, "training"))
             if new:
                 say(f"changed     {add_change(path, step, list(overrides))}")
-            trackers = Trackers(path, run.report.name, config.trackers)
+            trackers = Trackers(path, run.report.name, config.trackers, _settings(run.report))
             stack.callback(trackers.close)
         taps = [
             TapSpec(name.replace(".", "/"), s.every, s.dtype, s.rows, s.chunk) for name, s, _ in run.report.graph.taps
@@ -181,3 +186,11 @@ def _start(path: Path, world: World) -> Stored | None:
     if reason := "".join(world.texts(reason)):
         raise DamagedError(reason)
     return Stored(path, MODEL, (WEIGHTS,))
+
+
+def _settings(report: Report) -> dict[str, Setting]:
+    """Return the settings of a checked blueprint for trackers, with the digest of its lock file."""
+    text = lock_text(report)
+    values = flatten(read_yaml(text.encode(), name="lock file").data)
+    plain = {key: value if isinstance(value, Setting) else json.dumps(value) for key, value in values.items()}
+    return {"lock_digest": digest(text), **plain}

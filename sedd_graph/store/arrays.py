@@ -83,14 +83,17 @@ def open_stored(path: Path) -> zarr.Group:
     return group
 
 
-def read_array(group: zarr.Group, name: str, *, rows: int | None = None, columns: int | None = None) -> Array:
+def read_array(
+    group: zarr.Group, name: str, *, rows: int | None = None, columns: int | None = None, start: int = 0
+) -> Array:
     """Return the values of an array of a zarr group, which may come from anyone; only the chunks needed are read.
 
     Args:
         group: The zarr group.
         name: Name of the array in the group.
-        rows: Number of rows to read, from the first; None for all.
+        rows: Number of rows to read; None for all from the first one to read.
         columns: Number of entries of the second axis to read, from the first; None for all.
+        start: Index of the first row to read.
 
     Raises:
         DamagedError: A chunk is missing or damaged. The message names the array.
@@ -104,11 +107,12 @@ def read_array(group: zarr.Group, name: str, *, rows: int | None = None, columns
         raise UserError(f"{where} does not exist") from None
     except (ValueError, TypeError, OSError) as error:
         raise DamagedError(f"{where}/zarr.json is damaged: {str(error).splitlines()[0]}") from None
-    limits = (rows, columns)[: array.ndim]
-    select = (*(slice(limit) for limit in limits), ...)
-    shape = [size if limit is None else min(size, limit) for size, limit in itertools.zip_longest(array.shape, limits)]
+    ranges = [range(size) for size in array.shape]
+    for axis, part in enumerate((slice(start, None if rows is None else start + rows), slice(columns))[: array.ndim]):
+        ranges[axis] = ranges[axis][part]
+    select = tuple(slice(found.start, found.stop) for found in ranges)
     try:
-        keys = _chunk_keys(array, shape, where)
+        keys = _chunk_keys(array, ranges, where)
         missing = sum(not sync((array.store_path / key).exists()) for key in keys)
         if missing:
             raise DamagedError(f"{where}: {missing} chunks are missing")
@@ -117,19 +121,19 @@ def read_array(group: zarr.Group, name: str, *, rows: int | None = None, columns
         raise DamagedError(f"{where} is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _chunk_keys(array: zarr.Array[Any], shape: Sequence[int], where: str) -> Iterator[str]:
-    """Return the keys of the chunks of the first part of an array, of shape ``shape``, if they are not too large."""
+def _chunk_keys(array: zarr.Array[Any], part: Sequence[range], where: str) -> Iterator[str]:
+    """Return the keys of the chunks of a part of an array, a range of each axis, if they are not too large."""
     sizes = [max(1, size) for size in array.shards or array.chunks]
-    counts = [-(-length // size) for length, size in zip(shape, sizes, strict=True)]
+    chunks = [range(r.start // size, -(-r.stop // size) if r else 0) for r, size in zip(part, sizes, strict=True)]
     for what, declared, limit in (
-        ("what is to be read", math.prod(shape) * array.dtype.itemsize, MAX_BYTES),
+        ("what is to be read", math.prod(map(len, part)) * array.dtype.itemsize, MAX_BYTES),
         ("a chunk", math.prod(sizes) * array.dtype.itemsize, MAX_CHUNK),
     ):
         if declared > limit:
             raise UserError(f"{where}: {what} has {size_text(declared)}, as declared; the limit is {size_text(limit)}")
-    if math.prod(counts) > MAX_CHUNKS:
-        raise UserError(f"{where}: {math.prod(counts):,} chunks are to be read; the limit is {MAX_CHUNKS:,}")
-    return map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
+    if (count := math.prod(map(len, chunks))) > MAX_CHUNKS:
+        raise UserError(f"{where}: {count:,} chunks are to be read; the limit is {MAX_CHUNKS:,}")
+    return map(array.metadata.encode_chunk_key, itertools.product(*chunks))
 
 
 def extend(array: zarr.Array[Any], count: int, data: Array) -> None:
@@ -165,6 +169,7 @@ def write_samples(
     *,
     text: Sequence[str] | None = None,
     trajectory: npt.NDArray[np.int32] | None = None,
+    confidence: npt.NDArray[np.uint8] | None = None,
     attributes: Mapping[str, Any],
     numbers: bool = True,
 ) -> Path:
@@ -178,6 +183,8 @@ def write_samples(
         text: Text of each row; None for samples that are not text.
         trajectory: Tokens at the start (index 0) and after each sampler step, int32 [step, row, position]; None to
             store none.
+        confidence: Probability that the model gave each token of ``trajectory`` when it was drawn, times 254, rounded, and 255 where
+            it is not known, uint8 [step, row, position]; None to store none.
         attributes: Attributes of the group as JSON values, such as sampler, seed and revision. The attribute ``hashes``
             is added: hashes of these and of the arrays' metadata.
         numbers: False to raise an error if the path exists, instead of adding a number to it.
@@ -195,11 +202,10 @@ def write_samples(
         root = zarr.open_group(str(part), mode="a", zarr_format=3)  # "w" would replace the folder, which holds a lock
         for name, data in arrays.items():
             extend(empty(root, name, data, rows=max(1, CHUNK // max(1, math.prod(data.shape[1:])))), 0, data)
-        if trajectory is not None:
-            rows = max(
-                1, CHUNK // max(1, math.prod(trajectory.shape[1:]))
-            )  # a file for each step could be a million files
-            extend(empty(root, "trajectory", trajectory, rows=rows), 0, trajectory)
+        for name, steps in (("trajectory", trajectory), ("confidence", confidence)):
+            if steps is not None:  # a file for each step could be a million files
+                rows = max(1, CHUNK // max(1, math.prod(steps.shape[1:])))
+                extend(empty(root, name, steps, rows=rows), 0, steps)
         if text is not None:
             with warnings.catch_warnings():
                 # zarr warns that strings of variable length are not in the v3 specification yet

@@ -275,6 +275,7 @@ def check_tracker(case: Case) -> Failures:
         run = Path(folder) / "run"
         run.mkdir()
         tracker = case.cls(case.config)
+        tracker.describe({"lock_digest": "0" * 16, "train.batch": 8, "train.ema": 0.99, "train.trackers": "[]"})
         tracker.start(run, "under_test")
         try:
             for step in (1, 2):

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-__all__ = ["Adapter", "LRSchedule", "OptimizerFactory", "Tracker"]
+__all__ = ["Adapter", "LRSchedule", "OptimizerFactory", "Setting", "Tracker"]
+
+Setting = bool | int | float | str
+"""Value of a setting of a run, as trackers receive it."""
 
 
 class OptimizerFactory(Plain, ABC):
@@ -83,6 +86,14 @@ class Tracker(Plain, ABC):
     package: ClassVar[str | None] = None
     """Name of the optional package that the tracker imports, which is also the name of this project's extra that
     installs the package; None for a tracker that needs no optional package."""
+
+    def describe(self, settings: Mapping[str, Setting]) -> None:
+        """Receive the settings of the run, before :meth:`start`; by default, do nothing.
+
+        Args:
+            settings: Values of the lock file by dotted key, such as ``train.batch``; lists and null as JSON text. Under
+                ``lock_digest``, the digest of the lock file, by which ``run.json`` identifies the build.
+        """
 
     @abstractmethod
     def start(self, run: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from sedd_graph.store.files import free_name, sweep, write_bytes
 from sedd_graph.store.json_lines import JsonLines
 from sedd_graph.store.manifest import Entry, entry_of
 from sedd_graph.training.checkpoint import METRICS
-from sedd_graph.training.interfaces import Tracker
+from sedd_graph.training.interfaces import Setting, Tracker
 
 __all__ = ["FINAL", "Trackers"]
 
@@ -34,12 +34,15 @@ class Trackers:
         run: The run folder.
         name: Name of the blueprint.
         others: Trackers that also receive each record. A tracker that raises an exception is disabled with a warning.
+        settings: Settings of the run, for the trackers (:meth:`~sedd_graph.training.interfaces.Tracker.describe`).
 
     Raises:
         MissingExtraError: The package of a tracker is not installed.
     """
 
-    def __init__(self, run: Path, name: str, others: Sequence[Tracker]) -> None:
+    def __init__(
+        self, run: Path, name: str, others: Sequence[Tracker], settings: Mapping[str, Setting] | None = None
+    ) -> None:
         for tracker in others:
             package = tracker.package
             if package is not None and not _is_installed(package):
@@ -48,6 +51,7 @@ class Trackers:
         self._others: list[Tracker] = []
         for tracker in others:
             try:
+                tracker.describe(dict(settings or {}))
                 tracker.start(run, name)
                 self._others.append(tracker)
             except Exception as error:  # services raise many classes: not logged in, no network, another version

@@ -134,6 +134,9 @@ def test_text_is_held_to_conditions(
     assert all(re.fullmatch(r"Th[a-z]{9} is\.", t) for t in texts)
     attributes = zarr.open_group(str(run / "infilled.zarr"), mode="r").attrs
     assert str(attributes["infilling"]).startswith("exact: the given text is held fixed")
+    code, texts, _ = drawn("infill", "--text", "I (x.[[3]]) is [[4]].", "--hole", "[xyz]+", "--hole", "a|[b-d]{2,} *")
+    assert code == 0
+    assert all(re.fullmatch(r"I \(x\.[xyz]{3}\) is [b-d]{2,} *\.", t) and len(t) == 18 for t in texts)
     for words, said in (
         (("--matching", "a+"), "no text of 32 tokens matches 'a+' with what is given and allowed (row 0)"),
         (("--length", "4", "--matching", "x{7}"), "no text of 4 tokens matches 'x{7}': the nearest lengths are 7"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sedd_graph_registry.data.corpora import HubDataset
 
 from sedd_graph.data import sources
 from sedd_graph.data.config import DataConfig
@@ -166,6 +167,14 @@ def test_dataset_from_local_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "no text field 'txt' (did you mean 'text'?)" in said
     said = message(tmp_path, op="dataset", name="plain", field="txt")
     assert said == "data.corpus: plain: no text field 'txt' (did you mean 'text'?); fields: text, n"
+    # a streamed set is read as it goes: what comes before a damaged file is there, and the error says where it ends
+    (tmp_path / "torn").mkdir()
+    for name, text in (("a", '{"text": "t0"}\n{"text": "t1"}\n'), ("b", "{torn")):
+        (tmp_path / "torn" / f"{name}.jsonl").write_text(text)
+    streamed = HubDataset(HubDataset.Config(name="torn", streaming=True)).documents(tmp_path)
+    assert [next(streamed).text, next(streamed).text] == ["t0", "t1"]
+    with pytest.raises(UserError, match="torn: cannot be read after row 2: "):
+        next(streamed)
     said = message(tmp_path, op="dataset", name="many", split="test")
     assert said.startswith("data.corpus: the datasets library cannot load 'many': ")
 

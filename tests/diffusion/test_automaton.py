@@ -80,7 +80,7 @@ def test_utf8_is_spelled_to_the_edge() -> None:
         ("*a", "nothing that '*' could repeat"),
         ("^a", "no anchors"),
         ("a$", "no anchors"),
-        ("(?=a)b", "no look-around"),
+        ("a(?=b)", "no other look-around"),
         ("(?P<x>a)", "no names"),
         (r"(a)\1", r"\1 is not known"),
         (r"\bword", r"\b is not known"),

@@ -146,6 +146,17 @@ def test_a_graph_that_falls_apart_is_refused_or_joined() -> None:
     chain = torch.arange(400.0)[:, None]
     with pytest.raises(UserError, match="mixes too slowly"):
         exchange(chain, 2, even=0.0)
+    # a slow mode is found, or counts as none: the even moves decide
+    assert exchange(torch.arange(5000.0)[:, None], 2, even=0.5).gap < 1e-4
+
+
+@pytest.mark.parametrize("states", [250, 300, 1500])
+def test_the_gap_is_that_of_all_eigenvalues(states: int) -> None:
+    graph = exchange(points(states, 4), 6, even=0.1)
+    table = torch.zeros(states, states, dtype=torch.float64)
+    table[torch.repeat_interleave(torch.arange(states), graph.start.diff()), graph.to] = graph.rate
+    table -= torch.diag(graph.leave)
+    assert graph.gap == pytest.approx(-np.linalg.eigvalsh(table.numpy())[-2], rel=1e-6)
 
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

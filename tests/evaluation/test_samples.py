@@ -1,5 +1,6 @@
 """``eval --samples`` on a run folder: its numbers again by hand from what lies there, its record, its page, what it refuses."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -93,7 +94,21 @@ def test_without_a_judge(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record["judge"] is None
     assert "generative_perplexity" not in record["samples"]
     assert record["samples"]["entropy"] > record["reference"]["entropy"] > 0  # untrained: every letter alike
-    assert "perplexity" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "perplexity" not in said
+    data = open_run(run, device=pick_device("cpu"), compile="off", weights="fresh").data()
+    assert isinstance(data, Dataset)
+    training = data.tokenizer.decode(data.train.take(np.arange(data.train.count), 0).tokens.ravel()).lower()
+    known = {"".join(run) for letters, run in itertools.groupby(training, str.isalpha) if letters}
+    words = 0
+    right = 0
+    for text in np.asarray(zarr.open_array(run / "samples.zarr" / "text", mode="r")[:]).tolist():
+        groups = ["".join(run) for _, run in itertools.groupby(text.lower(), str.isalpha)]
+        inner = [group for group in groups[1:-1] if group[0].isalpha()]
+        words, right = words + len(inner), right + sum(word in known for word in inner)
+    assert record["samples"]["known_words"] == pytest.approx(right / words)
+    assert record["samples"]["known_words"] < record["reference"]["known_words"]
+    assert f"words that occur in the training text         {right / words:.4f} +- " in said
 
 
 def test_samples_are_named_within_the_run_folder(

@@ -2,16 +2,22 @@
 
 import math
 import sys
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
-from sedd_graph_registry.data.tokenizers import Characters, HuggingFace
+from sedd_graph_registry.data.corpora import Text
+from sedd_graph_registry.data.tokenizers import Characters, CharactersFactory, HuggingFace
 
+from sedd_graph.data.config import DataConfig
+from sedd_graph.data.rows import open_data
 from sedd_graph.errors import MissingExtraError
 from sedd_graph.evaluation.estimate import mean, ratio
 from sedd_graph.evaluation.mauve import mauve
-from sedd_graph.evaluation.quality import diversity, documents
+from sedd_graph.evaluation.quality import diversity, documents, training_vocabulary
 from sedd_graph.evaluation.text import distinct, repetition, unigram_entropy
+from sedd_graph.evaluation.words import Vocabulary, words_of
 
 
 def test_means_and_ratios() -> None:
@@ -54,6 +60,38 @@ def test_distinct() -> None:
     assert distinct(["a b a b a", "b a c"], 1) == 3 / 8
     assert distinct(["a b a b a", "b a c"], 2) == 3 / 8  # ab, ba, ac; over words, not pairs
     assert math.isnan(distinct(["", " "], 1))
+
+
+def test_known_words() -> None:
+    assert words_of("Don't, the2nd naïve_THE\n", cut=False) == ["don", "t", "the", "nd", "naïve", "the"]
+    assert words_of("ut the mat. An", cut=True) == ["the", "mat"]
+    assert words_of("(ut) the mat", cut=True) == ["ut", "the"]  # what touches no end is whole
+    known = Vocabulary(frozenset({"the", "mat", "on"}), cut=True)
+    # 2 of 2 words, 1 of 3, none: the ratio of totals, and its error by the delta method
+    texts = [" the MAT ", " on a cat.", "matmat"]
+    value = 3 / 5
+    error = np.std([2 - 2 * value, 1 - 3 * value, 0], ddof=1) * math.sqrt(3) / 5
+    assert known.share(texts) == pytest.approx((value, error))
+    assert math.isnan(known.share(["the", "12"]).value)
+
+
+@pytest.mark.parametrize("rows", ["stream", "documents"])
+def test_the_vocabulary_is_that_of_the_training_text(
+    tmp_path: Path, rows: Literal["stream", "documents"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of 4 rows, whose ends are in no word that is counted; in documents every word is whole."""
+    monkeypatch.setattr("sedd_graph.evaluation.quality.BLOCK", 32)
+    text = " ".join(f"{'ab'[n % 2] * (1 + n % 5)}{'xyz'[n % 3]}" for n in range(200))
+    for number, part in enumerate([*text.split(" "), "held", "out", *["held"] * 20]):
+        (tmp_path / f"{number:03d}.txt").write_text(part + " ")
+    corpus = Text(Text.Config(files=["*.txt"]))
+    config = DataConfig(corpus=corpus, tokenizer=CharactersFactory(CharactersFactory.Config()), length=8, rows=rows, holdout=0.1)  # fmt: skip
+    data = open_data(config, root=tmp_path)
+    found = training_vocabulary(data)
+    assert found == Vocabulary(frozenset(text.split(" ")), cut=rows == "stream")
+    held = data.heldout.take(np.arange(2), 0).tokens
+    share = found.share([data.tokenizer.decode(row) for row in held])
+    assert diversity(held, data.tokenizer, found)["known_words"] == pytest.approx(share.value, nan_ok=True)
 
 
 def test_padding_and_separators_are_no_text() -> None:

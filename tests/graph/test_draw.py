@@ -14,6 +14,7 @@ import torch
 
 from sedd_graph.component.registry import discover
 from sedd_graph.engine.construct import build_model
+from sedd_graph.graph import draw
 from sedd_graph.graph.draw import to_json, to_mermaid, to_svg, to_tree
 from sedd_graph.graph.model import Graph
 from sedd_graph.runs.check import check
@@ -249,6 +250,29 @@ def test_no_edge_runs_behind_a_box(graph: Graph) -> None:
         for title, (left, top, right, foot) in rectangles(root):
             within = [left < x < right and top + 0.1 < y < foot - 0.1 for x, y in wire]
             assert all(within) or not any(within), title
+
+
+def crossings(root: ET.Element) -> int:
+    """Number of times that two wires change sides, of all that are drawn, by their heights."""
+    found = 0
+    for one, two in itertools.combinations(edges(root), 2):
+        a, b = np.array(one), np.array(two)
+        top, foot = max(a[0, 1], b[0, 1]), min(a[-1, 1], b[-1, 1])
+        if top < foot:
+            heights = np.linspace(top, foot, 600)
+            apart = np.interp(heights, a[:, 1], a[:, 0]) - np.interp(heights, b[:, 1], b[:, 0])
+            sides = np.sign(apart[np.abs(apart) > 0.3])
+            found += int((sides[1:] != sides[:-1]).sum())
+    return found
+
+
+def test_few_wires_cross(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than in the blueprint's order, where any cross; of no blueprint more than five."""
+    after = crossings(ET.fromstring(to_svg(graph)))
+    monkeypatch.setattr(draw, "arrange", lambda box, layers: box.arrange(layers))
+    before = crossings(ET.fromstring(to_svg(graph)))
+    assert after < before or after == before == 0
+    assert after <= 5
 
 
 def test_an_edge_runs_down_and_turns_back_at_most_once(graph: Graph) -> None:

@@ -17,12 +17,12 @@ from sedd_graph_registry.data.tokenizers import Bytes
 import sedd_graph.report
 from sedd_graph.data.tokenizer import load_tokenizer
 from sedd_graph.report.curves import Line, Point, curve, ticks
-from sedd_graph.report.film import film_data
 from sedd_graph.report.html import write_report
 from sedd_graph.report.samples import newest_infilled, newest_samples
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.arrays import write_samples
 from sedd_graph.store.files import write_json, write_text
+from tests.report.films import words_of
 
 TEMPLATES = Path(sedd_graph.report.__file__).parent / "templates"
 EVIL = "<script>alert('1')</script>\"&amp;"
@@ -186,28 +186,19 @@ def test_the_policy_of_the_page_allows_its_own_script_and_style_alone(run: Path)
     assert page.text("tspan") == ["training", "held out"]  # the legend has its colours without style attributes
 
 
-def frames_of(film: Any) -> list[list[str]]:
-    """The words of each frame of a road; a mask is empty."""
-    frames = [film["first"]]
-    for changes in film["changes"]:
-        frames.append([dict(changes).get(place, word) for place, word in enumerate(frames[-1])])
-    return [["" if film["words"][w] is None else film["words"][w] for w in frame] for frame in frames]
-
-
 def test_an_edit_has_two_roads_side_by_side(run: Path) -> None:
     page = Page(write_report(run).read_text())
     original, edited = json.loads(page.text("script")[1])
     assert [original["label"], edited["label"]] == ["original", "edited"]
-    assert "".join(frames_of(original)[-1]) == (EVIL + " " * 40)[:40]
-    assert "".join(frames_of(edited)[-1]) == (EVIL + " " * 40)[10:40]
-    assert "".join(frames_of(original)[0]) == "".join(frames_of(edited)[0]) == ""
-    assert page.text("button") == ["play", "backwards"] * 2
+    assert "".join(words_of(original)[-1]) == (EVIL + " " * 40)[:40]
+    assert "".join(words_of(edited)[-1]) == (EVIL + " " * 40)[10:40]
+    assert "".join(words_of(original)[0]) == "".join(words_of(edited)[0]) == ""
 
 
 def test_there_is_one_film_and_it_ends_with_the_sample(run: Path) -> None:
     page = Page(write_report(run).read_text())
     (film,) = json.loads(page.text("script")[0])
-    shown = frames_of(film)
+    shown = words_of(film)
     assert "".join(shown[0]) == ""
     assert "".join(shown[1]) == EVIL[1::2] + " " * (20 - len(EVIL[1::2]))
     assert "".join(shown[2]) == (EVIL + " " * 40)[:40]
@@ -293,20 +284,6 @@ def test_a_text_stays_text_wherever_it_comes_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", sorted(TEMPLATES.iterdir()), ids=lambda path: path.name)
 def test_no_template_turns_escaping_off(template: Path) -> None:
     assert not re.search(r"\|\s*safe|autoescape|Markup", template.read_text())
-
-
-def test_a_long_trajectory_is_shown_in_two_hundred_frames() -> None:
-    frames = np.random.default_rng(0).integers(0, 258, (1000, 7))
-    film = film_data(frames, Bytes(), mask=257)
-    assert film["steps"][0] == 0
-    assert film["steps"][-1] == 999
-    assert len(film["steps"]) == len(film["changes"]) + 1 == 200
-    assert {b - a for a, b in pairwise(film["steps"])} == {5, 6}
-    row = film["first"]
-    for changes in film["changes"]:
-        for place, word in changes:
-            row[place] = word
-    assert [film["words"][w] for w in row] == [None if i == 257 else Bytes().decode([i]) for i in frames[-1].tolist()]
 
 
 @pytest.mark.parametrize("missing", ["graph.json", "graph.svg", "certificate.json", "run.json", "evaluation.json", "blueprint.lock.yaml", "tokenizer.json", "metrics.jsonl", "all"])  # fmt: skip

@@ -1,6 +1,7 @@
 """Trackers, through the train command: what arrives, what a resume repeats (nothing), and that no fault of theirs ends a run."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -8,11 +9,12 @@ import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sedd_graph.cli import main as cli
 from sedd_graph.errors import EnvironmentFault
@@ -23,12 +25,12 @@ from tests.conftest import SMALL
 STEPS = [1, 2, 3, 4, 5, 6]
 
 
-def make_run(folder: Path, kinds: str = "", more: str = "") -> Path:
+def make_run(folder: Path, kinds: str = "", more: str = "", *overrides: str) -> Path:
     """A run folder of six steps with checkpoints at three and six."""
     path = folder / "small.yaml"
     path.write_text(SMALL.replace("train: {", f"train: {{trackers: [{kinds}], {more}"))
-    arguments = ["build", str(path), "--runs", str(folder / "runs"), "--device", "cpu", "--path-to", str(folder / "at")]
-    assert cli.run(arguments) == 0
+    arguments = ["build", str(path), *overrides, "--runs", str(folder / "runs"), "--device", "cpu"]
+    assert cli.run([*arguments, "--path-to", str(folder / "at")]) == 0
     return Path((folder / "at").read_text())
 
 
@@ -111,7 +113,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     In a process of its own: trackio reads where its place is when it is imported, and wandb leaves a service behind.
     """
     folder = tmp_path_factory.mktemp("tracked")
-    run = make_run(folder, "tensorboard, trackio, wandb", "sample: {every: 2, steps: 2}, ")
+    run = make_run(
+        folder, "tensorboard, trackio, wandb", "sample: {every: 2, steps: 2}, ", "train.evaluate={every: 2, batches: 1}"
+    )
     ours = {"TRACKIO_DIR": str(folder / "trackio"), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     for more in ([], ["--resume"]):
         if more:
@@ -137,6 +141,70 @@ def test_tensorboard_holds_each_step_once(tracked: tuple[Path, Path]) -> None:
     assert texts[0].tensor_proto.string_val[0].decode() == next(r["sample"] for r in records(run) if "sample" in r)
 
 
+def lock_settings(run: Path) -> dict[str, Any]:
+    """Some settings of the run, and the digest of its lock file, each read from the run folder."""
+    lock = (run / "blueprint.lock.yaml").read_bytes()
+    data = yaml.safe_load(lock)
+    return {
+        "lock_digest": hashlib.sha256(lock).hexdigest()[:16],
+        "name": data["name"],
+        "train.batch": data["train"]["batch"],
+        "train.steps": data["train"]["steps"],
+        "process.op": data["process"]["op"],
+    }
+
+
+def error_bars(run: Path) -> dict[int, tuple[float, float, float]]:
+    """Held-out bits per character of each step, with two standard errors below and above."""
+    name, error = "heldout_bits_per_character", "heldout_bits_standard_error"
+    found = [(r["step"], r[name], r[error]) for r in records(run) if name in r]
+    return {step: (value, value - 2 * e, value + 2 * e) for step, value, e in found}
+
+
+def test_tensorboard_holds_settings_and_error_bars(tracked: tuple[Path, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    run, _ = tracked
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    name = "heldout_bits_per_character"
+    columns = [{e.step: e.value for e in events.Scalars(name + end)} for end in ("", "_low", "_high")]
+    assert {step: tuple(c[step] for c in columns) for step in columns[0]} == {
+        step: pytest.approx(bars, rel=1e-6) for step, bars in error_bars(run).items()
+    }
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.margin.series) for category in layout.category for chart in category.chart}
+    assert set(charts) == {"heldout_loss", name}
+    assert [(s.value, s.lower, s.upper) for s in charts[name]] == [(name, f"{name}_low", f"{name}_high")]
+    raw = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    columns_ = HParamsPluginData.FromString(raw).session_start_info.hparams
+    shown = {key: getattr(columns_[key], str(columns_[key].WhichOneof("kind"))) for key in lock_settings(run)}
+    assert shown == lock_settings(run)
+    text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert f'    lock_digest: "{lock_settings(run)["lock_digest"]}"' in text.split("\n")
+
+
+def test_trackio_and_wandb_hold_settings_and_error_bars(tracked: tuple[Path, Path]) -> None:
+    run, place = tracked
+    with sqlite3.connect(place / "small.db") as database:
+        (config,) = database.execute("select config from configs where run_name = ?", [run.name]).fetchone()
+        rows = database.execute("select step, metrics from metrics where run_name = ?", [run.name]).fetchall()
+    database.close()
+    settings = lock_settings(run)
+    assert {key: json.loads(config)[key] for key in settings} == settings
+    name = "heldout_bits_per_character"
+    found = [(step, json.loads(metrics)) for step, metrics in rows]
+    bars = {s: tuple(m[name + end] for end in ("", "_low", "_high")) for s, m in found if name in m}
+    assert bars == {step: pytest.approx(expected) for step, expected in error_bars(run).items()}
+    for folder in (run / "wandb").glob("offline-run-*"):
+        (file,) = folder.glob("*.wandb")
+        values = {k: v for record in wandb_records(file) for k, v in config_of(record).items()}
+        assert {key: values[key] for key in settings} == settings
+        assert any(f"{name}_low" in history_of(record) for record in wandb_records(file))
+
+
 def test_trackio_holds_the_losses(tracked: tuple[Path, Path]) -> None:
     run, place = tracked
     with sqlite3.connect(place / "small.db") as database:
@@ -149,11 +217,11 @@ def test_trackio_holds_the_losses(tracked: tuple[Path, Path]) -> None:
     assert not (run / "trackio").exists()
 
 
-def wandb_losses(file: Path) -> dict[int, float]:
+def wandb_records(file: Path) -> Iterator[Any]:
     """What is in a ``.wandb`` file: LevelDB's log format (blocks of 32 KiB; a record may be in pieces) behind 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    raw, place, whole, found = file.read_bytes(), 7, b"", {}
+    raw, place, whole = file.read_bytes(), 7, b""
     while place + 7 <= len(raw):
         room = 2**15 - place % 2**15
         if room < 7:
@@ -163,12 +231,24 @@ def wandb_losses(file: Path) -> dict[int, float]:
         whole += raw[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last piece
-            record = wandb_internal_pb2.Record.FromString(whole)
-            items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            if "loss" in items:
-                found[items["_step"]] = items["loss"]
+            yield wandb_internal_pb2.Record.FromString(whole)
             whole = b""
-    return found
+
+
+def history_of(record: Any) -> dict[str, Any]:
+    return {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+
+
+def config_of(record: Any) -> dict[str, Any]:
+    return {
+        "/".join(i.nested_key) or i.key: json.loads(i.value_json)
+        for i in (*record.config.update, *record.run.config.update)
+    }
+
+
+def wandb_losses(file: Path) -> dict[int, float]:
+    found = map(history_of, wandb_records(file))
+    return {items["_step"]: items["loss"] for items in found if "loss" in items}
 
 
 def test_wandb_offline_lies_in_the_run_folder(tracked: tuple[Path, Path]) -> None:

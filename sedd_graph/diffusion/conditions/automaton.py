@@ -6,14 +6,13 @@ must not run without bound. The whole text must match, not a substring. Does not
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from sedd_graph.diffusion.conditions.pattern import Chain, Choice, Node, PatternError, Repeat, parse
+from sedd_graph.diffusion.conditions.intersection import Automaton, intersection
+from sedd_graph.diffusion.conditions.pattern import Ahead, Chain, Choice, Node, PatternError, Repeat, parse
 
 __all__ = ["Automaton", "compile_pattern", "utf8_ranges"]
 
@@ -111,27 +110,6 @@ class _Nfa:
         return end
 
 
-@dataclasses.dataclass(frozen=True)
-class Automaton:
-    """A deterministic finite automaton over bytes. State 0 is the start; the last state is dead: no match can follow.
-
-    Attributes:
-        after: Transition table, int32 [states + 1, 256]: the state after reading a byte. The last row is the dead
-            state.
-        accepts: bool [states + 1], True for accepting states.
-    """
-
-    after: npt.NDArray[np.int32]
-    accepts: npt.NDArray[np.bool_]
-
-    def matches(self, text: bytes) -> bool:
-        """Return True if the automaton accepts the whole of ``text``."""
-        state = 0
-        for byte in text:
-            state = int(self.after[state, byte])
-        return bool(self.accepts[state])
-
-
 @functools.lru_cache(maxsize=16)
 def compile_pattern(pattern: str) -> Automaton:
     """Return the deterministic automaton of a regular expression, in bounded time. Results are cached.
@@ -142,21 +120,47 @@ def compile_pattern(pattern: str) -> Automaton:
     Raises:
         PatternError: The pattern is malformed or has unsupported syntax, or its automaton is too large.
     """
+    found, work = parse(pattern), _Work()
+    body = _of_node(found.body, work)
+    if not found.aheads:
+        return body
+    return intersection([body, *(_of_ahead(ahead, work) for ahead in found.aheads)], most=MAX_STATES, spend=work.spend)
+
+
+class _Work:
+    """Counter of transitions that the compilation of one pattern examines, with a limit."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def spend(self, count: int) -> None:
+        """Count ``count`` transitions; raises :class:`PatternError` beyond :data:`MAX_WORK`."""
+        self.done += count
+        if self.done > MAX_WORK:
+            raise PatternError("its automaton takes too long to make; take a simpler one")
+
+
+def _of_node(node: Node, work: _Work) -> Automaton:
+    """Return the deterministic automaton of a syntax tree."""
     nfa = _Nfa()
     start = nfa.new()
-    return _deterministic(nfa, start, nfa.add(parse(pattern), start))
+    return _deterministic(nfa, start, nfa.add(node, start), work)
 
 
-def _deterministic(nfa: _Nfa, start: int, end: int) -> Automaton:
+def _of_ahead(ahead: Ahead, work: _Work) -> Automaton:
+    """Return the automaton of the texts that fulfil a look-ahead; its last state may accept."""
+    found = _of_node(ahead.node, work)
+    return Automaton(found.after, ~found.accepts) if ahead.negated else found
+
+
+def _deterministic(nfa: _Nfa, start: int, end: int, work: _Work) -> Automaton:
     """Return the deterministic automaton of ``nfa``, by Rabin and Scott's subset construction."""
-    work = 0
 
     def closure(states: Iterable[int]) -> frozenset[int]:
-        nonlocal work
         found, todo = set(states), list(states)
         while todo:
             here = todo.pop()
-            work += 1 + len(nfa.free[here])
+            work.spend(1 + len(nfa.free[here]))
             for to in nfa.free[here]:
                 if to not in found:
                     found.add(to)
@@ -174,14 +178,12 @@ def _deterministic(nfa: _Nfa, start: int, end: int) -> Automaton:
         into: list[set[int]] = [set() for _ in cuts[:-1]]
         for state in order[len(rows)]:
             for low, high, to in nfa.moves[state]:
-                work += place[high + 1] - place[low]
+                work.spend(place[high + 1] - place[low])
                 for piece in range(place[low], place[high + 1]):
                     into[piece].add(to)
         row = []
         for targets in into:
             subset = closure(targets) if targets else frozenset()
-            if work > MAX_WORK:
-                raise PatternError("its automaton takes too long to make; take a simpler one")
             if subset and subset not in known:
                 if len(order) >= MAX_STATES:
                     raise PatternError(f"its automaton has more than {MAX_STATES:,} states; take a simpler one")

@@ -89,7 +89,7 @@ class Matching:
         """
         may = allowed.expand(*x.shape, -1)[hidden].double()
         even = may / may.sum(-1, keepdim=True).clamp(min=1)
-        return self._backward(self._log_weights(x, hidden, even), slice(None))
+        return self._backward(x, hidden, self._log_weights(x, hidden, even), slice(None))
 
     def between(self, before: Tensor, behind: Tensor, end: int) -> Matching:
         """Return the constraint on a span of positions, given the tokens before it and the chance of a match after it.
@@ -125,7 +125,7 @@ class Matching:
             UserError: A row cannot be completed. The message names the nearest lengths, in tokens, that can match.
         """
         may = allowed.expand(*x.shape, -1)[hidden]
-        reach = self._backward(self._log_weights(x, hidden, may.double()), slice(None))
+        reach = self._backward(x, hidden, self._log_weights(x, hidden, may.double()), slice(None))
         found = self._total(reach, slice(None)) > -torch.inf
         if bool(found.all()):
             return
@@ -239,14 +239,14 @@ class Matching:
         """Return normalised weights under which each row can match, the log-weights of kinds, and the backward sums."""
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
         shares = self._log_weights(x, hidden, weights)
-        reach = self._backward(shares, rows)
+        reach = self._backward(x, hidden, shares, rows)
         lost = self._total(reach, rows) == -torch.inf
         if bool(lost.any()):
             even = may.double() / may.sum(-1, keepdim=True).clamp(min=1)
             lost_here = lost[:, None].expand_as(x)[hidden]
             weights = torch.where(lost_here[:, None], weights + even * torch.tensor(UNLIKELY).double().exp(), weights)
             shares = self._log_weights(x, hidden, weights)
-            reach = self._backward(shares, rows)
+            reach = self._backward(x, hidden, shares, rows)
         return weights, shares, reach
 
     def log_chance(self, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class Matching:
             Nats, float64 [r].
         """
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
-        return self._total(self._backward(self._log_weights(x, hidden, weights), rows), rows)
+        return self._total(self._backward(x, hidden, self._log_weights(x, hidden, weights), rows), rows)
 
     def _log_weights(self, x: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """Return the log-weight of each kind of token at each position, float64 [r, l, k].
@@ -274,14 +274,24 @@ class Matching:
         out[hidden] = weights.new_zeros(len(weights), kinds).index_add_(1, self._kind, weights)
         return out.log()
 
-    def _backward(self, shares: Tensor, rows: Tensor | slice) -> list[Tensor]:
+    def _backward(self, x: Tensor, hidden: Tensor, shares: Tensor, rows: Tensor | slice) -> list[Tensor]:
         """Return backward sums: after each number of tokens, the log-weight of all matching rests given the state.
 
-        One float64 [r, s] for each constrained position, and one more.
+        Kinds of tokens are summed over in the rows where a position is hidden; elsewhere the one token is read.
+
+        Returns:
+            One float64 [r, s] for each constrained position, and one more.
         """
         reach = [self._last.expand(len(shares), -1) if self._last.dim() == 1 else self._last[rows]]
         at_once = max(1, _CHUNK // self._after.numel())
-        for share in shares[:, : self._end].unbind(1)[::-1]:
-            pairs = zip(reach[-1].split(at_once), share.split(at_once), strict=True)
-            reach.append(torch.cat([(below[:, self._after] + here[:, None]).logsumexp(-1) for below, here in pairs]))
+        end = x.shape[1] if self._end is None else min(self._end, x.shape[1])
+        some = hidden[:, :end].any(0).tolist()
+        for i in range(end - 1, -1, -1):
+            below = reach[-1]
+            above = below.gather(1, self._after[:, self._kind[torch.where(hidden[:, i], 0, x[:, i])]].T)
+            if some[i]:
+                summed = hidden[:, i].nonzero()[:, 0]
+                for part in summed.split(at_once):
+                    above[part] = (below[part][:, self._after] + shares[part, i][:, None]).logsumexp(-1)
+            reach.append(above)
         return reach[::-1]

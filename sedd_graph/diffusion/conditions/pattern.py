@@ -1,4 +1,4 @@
-"""Parser of regular expressions without anchors, look-around or back-references, of bounded size.
+"""Parser of regular expressions without anchors or back-references, of bounded size; look-ahead stands at their start.
 
 Every pattern of this subset describes a regular language, so it has a finite automaton (:mod:`.automaton`). Python's
 ``re`` neither exposes an automaton nor bounds its running time. Does not import torch.
@@ -11,12 +11,25 @@ import re
 from collections.abc import Iterable
 from typing import NoReturn
 
-__all__ = ["Chain", "Choice", "Node", "PatternError", "Ranges", "Repeat", "Set", "complement", "parse", "union"]
+__all__ = [
+    "Ahead",
+    "Chain",
+    "Choice",
+    "Expression",
+    "Node",
+    "PatternError",
+    "Ranges",
+    "Repeat",
+    "Set",
+    "complement",
+    "parse",
+    "union",
+]
 
 Ranges = tuple[tuple[int, int], ...]
 """Inclusive ranges (first, last) of code points, ascending, disjoint and not adjacent."""
 
-MAX_LENGTH, MAX_DEPTH, MAX_REPEAT = 4096, 64, 1000
+MAX_LENGTH, MAX_DEPTH, MAX_REPEAT, MAX_AHEADS = 4096, 64, 1000, 16
 
 SHORT: dict[str, Ranges] = {
     "d": ((48, 57),),
@@ -31,8 +44,8 @@ class PatternError(ValueError):
     """Error that a regular expression is malformed, has unsupported syntax or is too large; the message says where."""
 
 
-def parse(pattern: str) -> Node:
-    """Return the syntax tree of a regular expression.
+def parse(pattern: str) -> Expression:
+    """Return the syntax tree of a regular expression and of the look-aheads at its start.
 
     Args:
         pattern: The regular expression.
@@ -113,12 +126,43 @@ class Repeat:
 Node = Set | Chain | Choice | Repeat
 """A node of the syntax tree of a regular expression."""
 
+ANYTHING = Repeat(Set(complement(())), 0, None)
+"""Syntax tree that matches every text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """A look-ahead at the start of an expression: a condition on the whole text.
+
+    Attributes:
+        node: What the whole text matches.
+        negated: True for ``(?!...)``: the whole text does not match ``node``.
+    """
+
+    node: Node
+    negated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Expression:
+    """A regular expression: a syntax tree, and look-aheads that the text fulfils as well.
+
+    Attributes:
+        body: Syntax tree of the expression behind the look-aheads.
+        aheads: The look-aheads, in order.
+    """
+
+    body: Node
+    aheads: tuple[Ahead, ...]
+
 
 class _Parser:
     """Recursive descent over the text of a pattern; each method consumes what it parses."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
+        self.looking = False
+        self.bare = False  # the choice that was parsed last has alternatives outside of a group
 
     def refuse(self, why: str) -> NoReturn:
         raise PatternError(f"at character {min(self.at, len(self.text)) + 1} of {self.text[:60]!r}: {why}")
@@ -132,11 +176,33 @@ class _Parser:
         self.at += len(what) * found
         return found
 
-    def whole(self) -> Node:
+    def whole(self) -> Expression:
+        aheads: list[Ahead] = []
+        while self.text.startswith(("(?=", "(?!"), self.at):
+            if len(aheads) >= MAX_AHEADS:
+                self.refuse(f"there are more than {MAX_AHEADS} look-aheads")
+            aheads.append(self.ahead())
         node = self.choice(0)
         if self.next:
             self.refuse("this ')' closes nothing; write \\) for the character")
-        return node
+        if aheads and isinstance(node, Choice) and self.bare:
+            self.refuse("behind a look-ahead, alternatives stand in a group: (?=...)(?:a|b)")
+        return Expression(node, tuple(aheads))
+
+    def ahead(self) -> Ahead:
+        """Parse a look-ahead: what the text begins with or, if it ends in ``$``, what the whole text is."""
+        negated = self.text[self.at + 2] == "!"
+        self.at += 3
+        self.looking = True
+        node = self.choice(1)
+        self.looking = False
+        if (exact := self.take("$")) and self.bare:
+            self.refuse("alternatives before '$' stand in a group: (?=(?:a|b)$)")
+        if not self.take(")"):
+            self.refuse("a look-ahead '(?' is never closed")
+        if self.next and self.next in "*+?{":
+            self.refuse("a look-ahead cannot be repeated")
+        return Ahead(node if exact else Chain((node, ANYTHING)), negated)
 
     def choice(self, depth: int) -> Node:
         if depth > MAX_DEPTH:
@@ -144,18 +210,26 @@ class _Parser:
         parts = [self.chain(depth)]
         while self.take("|"):
             parts.append(self.chain(depth))
+        self.bare = len(parts) > 1
         return parts[0] if len(parts) == 1 else Choice(tuple(parts))
 
     def chain(self, depth: int) -> Node:
         parts: list[Node] = []
-        while self.next and self.next not in "|)":
+        while self.next and self.next not in "|)" and not self.at_end(depth):
             parts.append(self.repeated(self.atom(depth)))
         return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+    def at_end(self, depth: int) -> bool:
+        """Return True at the ``$`` that ends a look-ahead."""
+        return self.looking and depth == 1 and self.text.startswith("$)", self.at)
 
     def atom(self, depth: int) -> Node:
         if self.take("("):
             if self.next == "?" and not self.take("?:"):
-                self.refuse("of groups that begin with (? only (?: is known: no look-around, no flags, no names")
+                self.refuse(
+                    "of groups that begin with (? only (?: is known, and (?= and (?! at the start of the expression: "
+                    "no other look-around, no flags, no names"
+                )
             node = self.choice(depth + 1)
             if not self.take(")"):
                 self.refuse("a '(' is never closed")
@@ -165,7 +239,9 @@ class _Parser:
         if self.take("."):
             return Set(complement(((10, 10),)))
         if self.next in "^$":
-            self.refuse("the whole text is matched, so there are no anchors; write \\^ or \\$ for the characters")
+            self.refuse(
+                "the whole text is matched, so there are no anchors but '$' at the end of a look-ahead; write \\^ or \\$ for the characters"
+            )
         if self.next in "*+?{":
             self.refuse(f"there is nothing that {self.next!r} could repeat; write \\{self.next} for the character")
         return Set(self.character())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sedd_graph.diffusion.conditions.automaton import Automaton
+from sedd_graph.diffusion.conditions.intersection import Automaton
 from sedd_graph.diffusion.conditions.pattern import PatternError
 
 __all__ = ["TokenAutomaton", "spell"]

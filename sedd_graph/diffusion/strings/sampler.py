@@ -19,6 +19,7 @@ from sedd_graph.component.base import Component
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.schedule import Schedule
+from sedd_graph.diffusion.strings.confidence import StringConfidences
 from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.sampler import chosen_steps
@@ -52,6 +53,8 @@ class StringSettings(Generic[Kernel_]):
         allowed: bool [v], tokens that may be inserted; None: all.
         one_length: True if every string must have ``longest`` tokens.
         on_step: Callback after each step; None: no callback.
+        on_confidence: Callback before ``on_step`` with the step's index and the probability that the network gave to each token
+            among the tokens that it was drawn from, float32 [b, w]; NaN at tokens that were not drawn. None: no callback.
     """
 
     fixed: Tensor
@@ -63,6 +66,7 @@ class StringSettings(Generic[Kernel_]):
     allowed: Tensor | None = None
     one_length: bool = False
     on_step: OnStringStep | None = None
+    on_confidence: Callable[[int, Tensor], None] | None = None
 
 
 class StringWalk(Generic[Kernel_]):
@@ -88,6 +92,8 @@ class StringWalk(Generic[Kernel_]):
         self.generator, self.allowed = settings.generator, settings.allowed
         self.evaluations = self.clamped = self.cut = self._steps = 0
         self._rates, self._on_step, self._check = rates, settings.on_step, OutputCheck(settings.fixed.device)
+        told = settings.on_confidence
+        self._sure = None if told is None else StringConfidences(strings.tokens, told)
         self.end_step()
 
     @property
@@ -100,7 +106,9 @@ class StringWalk(Generic[Kernel_]):
         return torch.full((self.rows,), value, dtype=torch.float64, device=self.fixed.device)
 
     def end_step(self) -> None:
-        """End a step: call the callback with the current strings."""
+        """End a step: call the callbacks with the current strings and their confidences."""
+        if self._sure is not None:
+            self._sure.end_step(self._steps)
         if self._on_step is not None:
             self._on_step(self._steps, self.strings)
         self._steps += 1
@@ -204,7 +212,9 @@ class StringWalk(Generic[Kernel_]):
         """
         if self.read(where.any()):
             tokens = self.strings.tokens.clone()
-            tokens[where] = categorical(weights, generator=self.generator)
+            tokens[where] = drawn = categorical(weights, generator=self.generator)
+            if self._sure is not None:
+                self._sure.written(where, weights, drawn)
             self.strings = dataclasses.replace(self.strings, tokens=tokens)
 
     def fitting(self, follow: Tensor, gone: Tensor) -> Tensor:
@@ -239,10 +249,16 @@ class StringWalk(Generic[Kernel_]):
         """
         strings, base = self.strings, self.kernel.states
         marked = strings.tokens + base * (self.fixed + 2 * self.shut)
-        made = rebuild(marked, strings.attend & ~gone, follow, new, start=self.kernel.start)
+        keep = strings.attend & ~gone
+        if self._sure is not None:
+            places = torch.arange(marked.shape[1], device=marked.device).expand_as(marked)
+            origin = rebuild(places, keep, follow, lambda place: place + marked.shape[1], start=0).tokens
+        made = rebuild(marked, keep, follow, new, start=self.kernel.start)
         flags = made.tokens // base
         self.strings = Strings(made.tokens % base, made.attend)
         self.fixed, self.shut = flags % 2 == 1, flags >= 2
+        if self._sure is not None:
+            self._sure.moved(origin, made.attend)
 
     def edit(
         self, put: Tensor, weights: Tensor, gone: Tensor, swap: Tensor | None = None, others: Tensor | None = None
@@ -261,7 +277,9 @@ class StringWalk(Generic[Kernel_]):
         fits = self.fitting(put.long(), gone)
         new = torch.zeros_like(self.strings.tokens)
         if bool(fits.any()):
-            new[fits > 0] = categorical(weights[fits > 0], generator=self.generator)
+            new[fits > 0] = drawn = categorical(weights[fits > 0], generator=self.generator)
+            if self._sure is not None:
+                self._sure.inserting(fits > 0, weights[fits > 0], drawn)
         self.rewrite(fits, lambda place: new.gather(1, place), gone)
 
     def leap(self, outputs: Mapping[str, Tensor], chances: Tensor) -> None:

@@ -155,6 +155,7 @@ def write_blocks(
     """
     length = x.shape[1] if length is None else length
     free, allowed, matching, on_step = settings.free, settings.allowed, settings.matching, settings.on_step
+    told, sure = settings.on_confidence, torch.full(x.shape, torch.nan, device=x.device)
     if matching is not None:
         allowed = torch.ones(settings.kernel.states, dtype=torch.bool, device=x.device) if allowed is None else allowed
         may = allowed[..., :length, :] if allowed.dim() > 1 else allowed
@@ -175,6 +176,11 @@ def write_blocks(
                 on_step(shown, torch.cat([before, rows, after], dim=1))
                 shown += 1
 
+        def report(number: int, confidences: Tensor, here: slice = here) -> None:
+            if told is not None and (number or not shown):
+                sure[:, here] = confidences
+                told(shown, sure.clone())
+
         own = allowed[..., here, :] if allowed is not None and allowed.dim() > 1 else allowed
         within = matching
         if matching is not None:
@@ -190,6 +196,7 @@ def write_blocks(
                 matching=within,
                 draws=None if settings.draws is None else settings.draws.part(start, start + block),
                 on_step=show,
+                on_confidence=None if told is None else report,
                 timeless=True,
             ),
             steps=steps,

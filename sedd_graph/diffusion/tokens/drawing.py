@@ -15,6 +15,7 @@ from sedd_graph.diffusion.categorical import sharpen
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.draws import Jump, NewStates, Where
 from sedd_graph.diffusion.numerics import take
+from sedd_graph.diffusion.tokens.confidence import Confidences
 from sedd_graph.diffusion.tokens.particles import ImportanceWeights
 from sedd_graph.diffusion.tokens.predictions import Predictions
 from sedd_graph.diffusion.tokens.readings import Readings
@@ -75,6 +76,8 @@ class Drawing(Predictions):
         self.weights: ImportanceWeights | None = None
         if settings.unconditioned is not None:
             self.weights = ImportanceWeights(len(x), data & settings.unconditioned, config.temperature)
+        told = settings.on_confidence
+        self._confidences = None if told is None else Confidences(x, kernel.mask, told)
         self._matching = matching
         if matching is not None:
             matching.feasible(x, self.masked, self._allowed)
@@ -149,7 +152,7 @@ class Drawing(Predictions):
         change = _Change(move, states, must)
         if move.dtype == torch.bool:
             where = move & self.free
-            counts = self._counts([where], None)
+            counts = self._counts([where], None if ahead is None else ahead())
             if not counts.totals[0]:
                 return self.x
             jump = self.draws.begin_jump(self.x, where.double())
@@ -242,8 +245,20 @@ class Drawing(Predictions):
 
         index = torch.nonzero_static(counts.wheres[number], size=counts.counts[number])
         where, total = Where(index[:, 0], index[:, 1]), counts.totals[number] if happens else None
-        out = self.draws.end_jump(jump, x, where, total, new_tokens, size=self._readings.size, note=note)
+        told = note if self._confidences is None else self._noting(self._confidences, note)
+        out = self.draws.end_jump(jump, x, where, total, new_tokens, size=self._readings.size, note=told)
         return out if total else x
+
+    @staticmethod
+    def _noting(
+        confidences: Confidences, note: Callable[[Where, Tensor], None] | None
+    ) -> Callable[[Where, Tensor], None]:
+        def noted(where: Where, tokens: Tensor) -> None:
+            confidences.note(where, tokens)
+            if note is not None:
+                note(where, tokens)
+
+        return noted
 
     def _weights(self, weights: NewStates, where: Where) -> tuple[Tensor, Tensor, Tensor]:
         """Return the allowed tokens and the sharpened weights at m positions.
@@ -255,6 +270,8 @@ class Drawing(Predictions):
         if allowed.dim() > 1:
             allowed = allowed.expand(*self.x.shape, -1)[where.row, where.place]
         rows = weights(where)
+        if self._confidences is not None:
+            self._confidences.hold(rows)
         permitted = rows.new_zeros(0) if self.weights is None else self.weights.permitted(rows, allowed)
         sharp = sharpen(rows * allowed, temperature=self._config.temperature, top_p=self._config.top_p)
         return allowed, sharp, permitted
@@ -283,6 +300,8 @@ class Drawing(Predictions):
             moving[hidden] &= possible
         out = self.x.clone()
         out[moving] = self.draws.matched(matching, self.x, rows, hidden, drawn, allowed, moving)
+        if self._confidences is not None:
+            self._confidences.note(Where(index[:, 0], index[:, 1]), out[hidden])
         if self.weights is not None:
             left = hidden & ~moving
             before = matching.log_chance(self.x[rows], rows, hidden[rows], drawn)

@@ -14,7 +14,7 @@ from sedd_graph.diffusion.tokens.addressed_noise import SHARED, seed_of
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 
-__all__ = ["RowNoise"]
+__all__ = ["RowNoise", "part_seeds"]
 
 _PART = 7
 """Number of the stream of a seed, beside those of a noise tape, from which the seeds of a row's parts are drawn."""
@@ -60,6 +60,28 @@ class RowNoise(NoiseTape):
             start[row, own] = kernel.prior(1, int(own.sum()), generator=random, allowed=allowed)[0]
         return cls(seeds, visible, device=device, start=start)
 
+    @classmethod
+    def of_parts(cls, seeds: Tensor, length: int, *, device: torch.device) -> RowNoise:
+        """Return the noise of parts of rows, such as the blocks of block diffusion.
+
+        Args:
+            seeds: Seed of each part, int64 [b] (:func:`part_seeds`).
+            length: Number of positions of a part.
+            device: Device of the rows.
+        """
+        made = cls(seeds, torch.ones(len(seeds), length, dtype=torch.bool), device=device)
+        made._places = made._position = torch.arange(length, device=device).expand(len(seeds), -1)
+        return made
+
+    @property
+    def call(self) -> int:
+        """Number of the next choice, part of its address. A run that is continued elsewhere starts at this number there."""
+        return self._log.call
+
+    @call.setter
+    def call(self, number: int) -> None:
+        self._log.call = number
+
     def begin_step(self, step: int, x: Tensor) -> None:
         # a sampler may leave out a call where no row needs it, and later calls must not move up
         self._log.call = (step + 1) * _CALLS
@@ -82,12 +104,17 @@ class RowNoise(NoiseTape):
         return out
 
     def part(self, start: int, stop: int) -> RowNoise:
-        seeds = (placed_uniform(self._seeds, _PART, start) * 2.0**52).long()
-        visible = torch.ones(len(seeds), stop - start, dtype=torch.bool)
-        made = RowNoise(seeds, visible, device=self.generator.device)
-        made._places = torch.arange(stop - start, device=self.generator.device).expand(len(seeds), -1)
-        made._position = made._places
-        return made
+        return RowNoise.of_parts(part_seeds(self._seeds, start), stop - start, device=self.generator.device)
+
+
+def part_seeds(seeds: Tensor, start: Tensor | int) -> Tensor:
+    """Return the seeds of parts of rows, int64 [b].
+
+    Args:
+        seeds: Seed of each row, int64 [b].
+        start: Position in the row at which the part starts, or int64 [b].
+    """
+    return (placed_uniform(seeds, _PART, start) * 2.0**52).long()
 
 
 def _generator(seed: Tensor, number: int, device: torch.device) -> torch.Generator:

@@ -18,7 +18,7 @@ from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["Sampler", "StepSampler", "StepsConfig", "chosen_steps"]
+__all__ = ["Sampler", "StepSampler", "StepsConfig", "Stepwise", "chosen_steps"]
 
 
 def chosen_steps(given: int | None, declared: int | None) -> int:
@@ -183,6 +183,38 @@ class Sampler(Component, ABC):
                 f"{type(self).__name__} changed tokens by other means than Walk.draw: rows do not match"
             )
         return walk.x
+
+
+class Stepwise(ABC):
+    """Mixin of a sampler whose run may be divided: each part takes one evaluation of the network.
+
+    A program that evaluates the network itself can then run the sampler
+    (:class:`sedd_graph.families.block_steps.BlockSteps`). Between two parts, all that the sampler keeps are its rows and
+    tensors with one entry for each row, so that rows may be batched anew for each part.
+    """
+
+    @abstractmethod
+    def begin(self, walk: Walk, steps: int) -> tuple[Tensor, ...]:
+        """Return what the sampler keeps of each row before the first part, tensors [b, ...].
+
+        Args:
+            walk: The rows and the operations on them.
+            steps: Number of steps; 0 for a sampler without a number of steps.
+        """
+
+    @abstractmethod
+    def advance(self, walk: Walk, kept: tuple[Tensor, ...], number: int, steps: int) -> tuple[Tensor, ...]:
+        """Advance ``walk`` by one evaluation of the network.
+
+        Args:
+            walk: The rows and the operations on them.
+            kept: What the sampler keeps of each row, tensors [b, ...].
+            number: Number of the part, from 0.
+            steps: Number of steps; 0 for a sampler without a number of steps.
+
+        Returns:
+            What the sampler keeps of each row for the next part.
+        """
 
 
 class StepSampler(Sampler):

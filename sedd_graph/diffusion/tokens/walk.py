@@ -42,7 +42,7 @@ class Walk(Drawing):
 
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
         super().__init__(denoise, x, settings, config)
-        self._on_step, self._steps = settings.on_step, 0
+        self._on_step, self._steps = settings.on_step, settings.first_step
         self._clamped = torch.zeros((), dtype=torch.int64, device=x.device)
         self._most: int | None = None  # groups of free positions; None: not known to the host
         self.end_step()
@@ -59,17 +59,33 @@ class Walk(Drawing):
         self._clamped = self._clamped + where.sum()
 
     def end_step(self, x: Tensor | None = None) -> None:
-        """End a step: call the callback with the rows.
+        """End a step: call the callbacks with the rows and their confidences.
 
         Args:
             x: Rows to pass to the callback, int64 [b, l]; None: the current rows.
         """
+        step = self._steps
+        self.show_step(self.x if x is None else x)
+        self.draws.begin_step(step, self.x)
+
+    @property
+    def watched(self) -> bool:
+        """Whether there are callbacks of steps."""
+        return self._on_step is not None or self._confidences is not None
+
+    def show_step(self, x: Tensor) -> None:
+        """Call the callbacks of a step whose random numbers are not apart from those of the steps around it.
+
+        Args:
+            x: The rows after the step, int64 [b, l].
+        """
+        if self._confidences is not None:
+            self._confidences.end_step(self._steps, x)
         if self._on_step is not None:
-            self._on_step(self._steps, self.x if x is None else x)
-        self.draws.begin_step(self._steps, self.x)
+            self._on_step(self._steps, x)
         self._steps += 1
 
-    def reveal(self, chosen: Tensor, t: Tensor) -> bool:
+    def reveal(self, chosen: Tensor, t: Tensor, *, ahead: Callable[[], Tensor] | None = None) -> bool:
         """Replace the masks at chosen positions by sampled tokens.
 
         The network is evaluated only on the rows with a chosen position, and its position-wise end only at the chosen
@@ -78,13 +94,14 @@ class Walk(Drawing):
         Args:
             chosen: bool [b, l], masked positions.
             t: Times of the rows, [b].
+            ahead: As of :meth:`draw`.
 
         Returns:
             Whether any position was chosen.
         """
         chosen = chosen & self.free
         outputs, before = self.outputs_where_drawn(t, chosen.any(1), places=True), self.x
-        drawn = self.draw(chosen, self.clean_at(outputs), must=True)
+        drawn = self.draw(chosen, self.clean_at(outputs), must=True, ahead=ahead)
         self.put(drawn)
         return drawn is not before
 

@@ -88,6 +88,9 @@ class WalkSettings:
         draws: Random numbers of the run; None: from ``generator``.
         timeless: True if the network's outputs do not depend on time.
         on_step: Callback after each step; None: no callback.
+        first_step: Number of steps that were taken before the run, which continues another one.
+        on_confidence: Callback before ``on_step`` with the step's index and the confidences of the rows' tokens, float32 [b, l]
+            (:class:`~sedd_graph.diffusion.tokens.confidence.Confidences`); None: they are not computed.
     """
 
     free: Tensor
@@ -100,3 +103,5 @@ class WalkSettings:
     draws: Draws | None = None
     timeless: bool = False
     on_step: OnStep | None = None
+    first_step: int = 0
+    on_confidence: OnStep | None = None

@@ -149,6 +149,7 @@ def _walk(names: Names) -> ClassSource:
         what="the walk of samplers",
         constants={
             ("self", "_matching"): None,
+            ("self", "_confidences"): None,
             ("self", "weights"): None,
             ("self", "draws", "in_turn"): Draws.in_turn,
             ("isinstance(self._denoise, StagedDenoise)",): False,
