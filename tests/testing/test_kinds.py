@@ -22,6 +22,7 @@ from sedd_graph_registry.strings.birth_death import Delete
 from sedd_graph_registry.strings.objectives import DISE
 from sedd_graph_registry.strings.samplers import StringTau
 from sedd_graph_registry.training.adapters import Lora
+from sedd_graph_registry.training.distillation import Consistency
 from sedd_graph_registry.training.optimizers import AdamW
 from sedd_graph_registry.training.schedules import LinearDecay
 from sedd_graph_registry.vectors.classifiers import EmbeddingCounts
@@ -242,6 +243,13 @@ class Unseeded(TwoMoons, kind="points"):
         return super().points(root, self.own)
 
 
+class Exchanged(Consistency, kind="distillation"):
+    """The teacher is noisier than the student."""
+
+    def at(self, process: Any, batch: Any, s: Tensor, t: Tensor, random: Any) -> Any:
+        return super().at(process, batch, t, 0.5 * s, random)
+
+
 class Shouts(Bytes):
     def encode(self, text: str) -> Ids:
         return super().encode(text.upper())
@@ -305,6 +313,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Lower, {}, "vectors.bound"),
     (Idle, {}, "vectors.step"),
     (Boasts, {"counts": [[3, 1, 1, 0], [1, 2, 2, 0]], "label": 0}, "classifier.normalised"),
+    (Exchanged, {"divergence": "forward"}, "distill.optimum"),
     (Shuffled, {}, "determinism"),
     (Unseeded, {"count": 100}, "determinism"),
     (ShoutsFactory, {}, "round trip"),
