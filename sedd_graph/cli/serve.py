@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         if package not in ("starlette", "uvicorn", "h11"):
             raise
         raise MissingExtraError(package, extra="serve", purpose="serve") from None
+    from sedd_graph.report.serve import serve_page
     from sedd_graph.runs.serve.model import ServedModel
     from sedd_graph.runs.serve.wire import Limits
 
@@ -118,5 +119,6 @@ def run(arguments: argparse.Namespace) -> int:
             guarded = "with a key" if keys else "without a key (--api-key-file asks for one)"
             say(f"warning: {arguments.host} can be reached from other machines, {guarded}, and without TLS", sys.stderr)
         say(f"model       {name}, weights {opened.weights}, on {opened.engine.device}")
-        serve(model, sock, keys=keys, grace=arguments.grace, say=say, hosts=arguments.allow_host)
+        page = serve_page(name)
+        serve(model, sock, page=page, keys=keys, grace=arguments.grace, say=say, hosts=arguments.allow_host)
     return 0

@@ -19,7 +19,6 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sedd_graph.report.serve import serve_page
 from sedd_graph.runs.serve.answers import Answer, event
 from sedd_graph.runs.serve.guard import Guard, error_response, read_body
 from sedd_graph.runs.serve.jobs import Job, Mailbox
@@ -56,6 +55,7 @@ class Service:
 
     Args:
         model: The model.
+        page: The HTML of ``/``, and the Content Security Policy to send with it.
         hosts: Names by which clients may address the server; None: any.
         keys: Keys of which a client must send one; empty: none is needed.
 
@@ -66,11 +66,18 @@ class Service:
         stopping: Whether new requests are refused.
     """
 
-    def __init__(self, model: ServedModel, *, hosts: Collection[str] | None = None, keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        *,
+        page: tuple[str, str],
+        hosts: Collection[str] | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
         self.model, self.metrics, self.open, self.stopping, self._locked = model, Metrics(), 0, False, bool(keys)
         self.worker = Worker(model, self.metrics)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="reading")
-        self._page, self._policy = serve_page(model.name)
+        self._page, self._policy = page
         self._started = int(time.time())
         routes = [
             Route("/", self._home),

@@ -126,6 +126,7 @@ def serve(
     model: ServedModel,
     sock: socket.socket,
     *,
+    page: tuple[str, str],
     keys: Sequence[str],
     grace: float,
     say: Callable[[str], None],
@@ -136,6 +137,7 @@ def serve(
     Args:
         model: The model.
         sock: Listening socket (:func:`listen`).
+        page: The HTML of ``/``, and its Content Security Policy (:func:`sedd_graph.report.serve.serve_page`).
         keys: Keys of which a client must send one; empty: none is needed.
         grace: Seconds that accepted requests have after the signal.
         say: Function that prints a line for the user.
@@ -144,7 +146,7 @@ def serve(
     """
     host, port = sock.getsockname()[:2]
     names = {*LOOPBACK_NAMES, host, *(name.lower() for name in hosts)} if is_loopback(host) else None
-    service = Service(model, hosts=names, keys=keys)
+    service = Service(model, page=page, hosts=names, keys=keys)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     LOG.addHandler(handler)

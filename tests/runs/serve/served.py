@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from sedd_graph.report.serve import serve_page
 from sedd_graph.runs.serve.app import Service
 from sedd_graph.runs.serve.model import ServedModel
 from sedd_graph.runs.serve.wire import Limits
@@ -33,7 +34,7 @@ def limited(model: ServedModel, **limits: Any) -> ServedModel:
 @contextmanager
 def client(model: ServedModel, **options: Any) -> Iterator[TestClient]:
     """A client of the application, whose sampling thread runs."""
-    with TestClient(Service(model, **options).app, base_url="http://localhost") as found:
+    with TestClient(Service(model, page=serve_page(model.name), **options).app, base_url="http://localhost") as found:
         yield found
 
 

@@ -23,7 +23,9 @@ STEPS = 2000
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model = model_of(tmp_path_factory.mktemp("page") / "run", "mdlm-tiny", f"sample.steps={STEPS}")
-    server = uvicorn.Server(uvicorn.Config(Service(model).app, port=0, log_level="error", lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(Service(model, page=serve_page(model.name)).app, port=0, log_level="error", lifespan="on")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
