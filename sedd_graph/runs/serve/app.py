@@ -234,6 +234,8 @@ class Service:
             raise Refused(400, "this model has no drafts: leave drafts out", param="drafts")
         seed = secrets.randbits(48) if completion.seed is None else completion.seed
         settings = await self._in_thread(read_settings, model, completion)
+        if completion.drafts and settings.conditions is not None and settings.conditions.particles > 1:
+            raise Refused(400, "with particles there are no drafts: leave drafts out", param="drafts")
         rows = await self._in_thread(read_rows, model, completion, settings, seed)
         job = Job(
             name=f"cmpl-{secrets.token_hex(12)}",

@@ -67,7 +67,7 @@ class Guard:
         except Refused as error:
             await error_response(error)(scope, receive, sending)
         except Exception as error:
-            LOG.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            LOG.error("%s %r failed", scope["method"], scope["path"], exc_info=error)
             if started:
                 raise
             failed = Refused(500, "internal error: the server's log has more", code="internal_error")

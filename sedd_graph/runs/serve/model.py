@@ -136,11 +136,11 @@ class ServedModel:
         """
         run, conditions = self.runs[settings.sampler], settings.conditions
         changed = {"temperature": settings.temperature, "top_p": settings.top_p}
-        many = conditions is not None and conditions.particles > 1  # most of their rows are not returned
+        many = conditions is not None and conditions.particles > 1  # most of their rows are not returned, nor shown
         request = dataclasses.replace(
             self._request(rows, settings),
             on_step=None if many or "on_step" in self.process.refuses else on_step,
-            on_block=on_block,
+            on_block=None if many else on_block,
         )
         with sampler_settings(run, **{key: value for key, value in changed.items() if value is not None}):
             samples = run.engine.generate(request)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 
 from sedd_graph.runs.prompts import PromptLine, fill_in
 from sedd_graph.runs.serve.model import ServedModel
-from tests.runs.serve.served import client, events, limited
+from tests.runs.serve.served import client, events, limited, model_of
 
 Served = Callable[[str], ServedModel]
 MODELS = ("mdlm-tiny", "sedd-uniform-tiny", "bd3lm-tiny", "did-tiny")
@@ -294,3 +295,15 @@ def test_a_request_ends_when_its_time_is_over(served: Served) -> None:
         while _metric(http, "running_rows"):  # the batch is left at its next step
             assert time.monotonic() < started + 30
             time.sleep(0.01)
+
+
+def test_particles_are_not_shown(tmp_path: Path) -> None:
+    """Most of the rows that are drawn for them are not returned, so that none is streamed before the choice is made."""
+    sampler = "sample={op: first_hitting, particles: 3, forbid: [e]}"
+    with client(model_of(tmp_path / "run", "bd3lm-tiny", sampler)) as http:
+        body: dict[str, Any] = {"prompt": ["The ", "A"], "max_tokens": 20, "seed": 1}
+        whole = [c["text"] for c in ask(http, **body)["choices"]]
+        assert not any("e" in text for text in whole)
+        found = events(http.post("/v1/completions", json={**body, "stream": True}).text)
+        assert [c["choices"][0]["text"] for c in sorted(found, key=lambda c: c["choices"][0]["index"])] == whole
+        assert "with particles there are no drafts" in told(http, 400, **body, stream=True, drafts=True)[0]
