@@ -167,6 +167,7 @@ def test_the_page_loads_nothing(run: Path) -> None:
     assert links
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
     styles, scripts = "".join(page.text("style")), "".join(page.text("script"))
+    scripts = scripts.replace("http://www.w3.org/2000/svg", "")  # the name of SVG's namespace, which is not loaded
     assert not re.search(r"url\(|@import|expression", styles)
     assert not re.search(r"https?:|fetch|XMLHttp|import|innerHTML|eval", scripts)
 
