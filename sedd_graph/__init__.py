@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from sedd_graph.component.base import Component, ComponentConfig, Context
     from sedd_graph.engine.engine import Bound, Engine
     from sedd_graph.errors import SeddGraphError
-    from sedd_graph.families.block_steps import BlockSteps
     from sedd_graph.runs.check import Report, check
     from sedd_graph.runs.open import build
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BlockSteps": "sedd_graph.families.block_steps",
     "Bound": "sedd_graph.engine.engine",
     "Component": "sedd_graph.component.base",
     "ComponentConfig": "sedd_graph.component.base",
@@ -35,7 +33,6 @@ _HOME = {
 }
 
 __all__ = [
-    "BlockSteps",
     "Bound",
     "Component",
     "ComponentConfig",
