@@ -64,7 +64,9 @@ def placed_uniform(seed: Tensor, *address: Tensor | int) -> Tensor:
     """
     found = _mixed(seed + _GOLDEN)
     for part in address:
-        found = _mixed(found + (torch.as_tensor(part, device=seed.device) + 1) * _GOLDEN)  # wraps around
+        # wraps around; small numbers cost less on the host than as tensors
+        step = ((part + 1) * _GOLDEN + 2**63) % 2**64 - 2**63 if isinstance(part, int) else (part + 1) * _GOLDEN
+        found = _mixed(found + step)
     return (((found >> 12) & (2**52 - 1)).double() + 0.5) * 2.0**-52
 
 

@@ -98,6 +98,9 @@ class AddressedNoise(Draws):
     def _past(self, call: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return row, position, state and value of the recorded changes in one call that concern these rows, [k]."""
         past, device = self._log.past, self.generator.device
+        if not len(past.call):
+            none = torch.zeros(0, dtype=torch.int64, device=device)
+            return none, none, none, none.double()
         low, high = torch.searchsorted(past.call, torch.tensor([call, call + 1])).tolist()
         row, place, state, value = (column[low:high].to(device) for column in past[1:])
         at = self._position[row, place]
@@ -110,7 +113,7 @@ class AddressedNoise(Draws):
         """Return ``values`` [b, l] with the recorded ones of one kind in their places."""
         row, at, state, value = self._past(call)
         chosen = state == code
-        if not bool(chosen.any()):
+        if not len(state) or not bool(chosen.any()):
             return values
         return values.index_put((row[chosen], at[chosen]), value[chosen].to(values.dtype))
 
@@ -162,12 +165,13 @@ class AddressedNoise(Draws):
 
         found = noise(TOKEN)
         past_row, past_at, state, value = self._past(call)
-        number = torch.full(self._places.shape, -1, device=row.device).index_put(
-            (row, at), torch.arange(len(row), device=row.device)
-        )
-        index = number[past_row, past_at]
-        known = (state >= 0) & (index >= 0)
-        found = found.index_put((index[known], state[known]), value[known])
+        if len(state):
+            number = torch.full(self._places.shape, -1, device=row.device).index_put(
+                (row, at), torch.arange(len(row), device=row.device)
+            )
+            index = number[past_row, past_at]
+            known = (state >= 0) & (index >= 0)
+            found = found.index_put((index[known], state[known]), value[known])
         if self._strength:
             if favoured is not None:
                 found = found.scatter_add(1, favoured[:, None], torch.full_like(places.double(), KEPT))
