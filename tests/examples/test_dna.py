@@ -1,6 +1,8 @@
 """The example of DNA: its tables of k-mers, and a genome of known entropy on which a model beats a bigram table."""
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -64,11 +66,12 @@ def test_the_genome_is_cut_and_another_one_refused(tmp_path: Path) -> None:
         module.read_genome(wheel)
 
 
-def compared(folder: Path, trained: Path) -> dict[str, float]:
+def compared(trained: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Return the bits per base that the script prints: tables by order, and the bound of the model with its error."""
-    command = [sys.executable, ROOT / "examples" / "dna" / "tables.py", trained, "--orders", "1", "5"]
-    told = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, cwd=folder).stdout
-    words = [line.split() for line in told.splitlines()]
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(trained), "--orders", "1", "5"])
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        script("dna/tables.py").main()
+    words = [line.split() for line in told.getvalue().splitlines()]
     tables = {w[3]: float(w[4]) for w in words if w[0] == "table"}
     ((_, _, bound, _, error, *_),) = [w for w in words if w[:2] == ["the", "model"]]
     return {"bigram": tables["1"], "five": tables["5"], "bound": float(bound), "error": float(error.rstrip(","))}
@@ -101,7 +104,7 @@ def test_a_small_model_beats_the_bigram_table_and_not_the_entropy(
     assert run(["eval", str(trained), "--device", "cpu"]) == 0
     found = json.loads((trained / "evaluation.json").read_text())
     assert found["over"] == "masked"
-    told = compared(tmp_path, trained)
+    told = compared(trained, monkeypatch)
     assert told["bigram"] > 1.7
     assert 1 / 8 - 3 * told["error"] < told["bound"] < told["bigram"] - 0.2
 
@@ -120,5 +123,5 @@ def test_the_model_of_a_real_genome_beats_the_bigram_table(tmp_path: Path, monke
     assert run(["train", str(tmp_path / "dna-tiny.yaml"), *steps, *words]) == 0
     trained = Path((tmp_path / "run").read_text().strip())
     assert run(["eval", str(trained), "--draws", "8", "--device", "cpu"]) == 0
-    told = compared(tmp_path, trained)
+    told = compared(trained, monkeypatch)
     assert told["bound"] + 3 * told["error"] < told["bigram"]
