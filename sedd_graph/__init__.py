@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sedd_graph.component.base import Component, ComponentConfig, Context
+    from sedd_graph.engine.block_steps import BlockSteps
     from sedd_graph.engine.engine import Bound, Engine
     from sedd_graph.errors import SeddGraphError
     from sedd_graph.runs.check import Report, check
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BlockSteps": "sedd_graph.engine.block_steps",
     "Bound": "sedd_graph.engine.engine",
     "Component": "sedd_graph.component.base",
     "ComponentConfig": "sedd_graph.component.base",
@@ -33,6 +35,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BlockSteps",
     "Bound",
     "Component",
     "ComponentConfig",

@@ -1,6 +1,6 @@
 """Fill in expressions of Python functions that the model has not seen, with and without a regular expression, and parse the result.
 
-    python holes.py RUN [--count 50] [--corpus FOLDER]
+    python holes.py RUN [--count 40] [--corpus FOLDER]
 
 A hole is what a function of the held-out part of the standard library returns: a name, an attribute or a call. The model fills it
 in with as many tokens. ``ast.parse`` of the whole function is the judge.
@@ -82,7 +82,7 @@ def tasks(folder: Path, share: float, most: int) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a trained run of python-tiny")
-    parser.add_argument("--count", type=int, default=50, help="functions to fill in (default: 50)")
+    parser.add_argument("--count", type=int, default=40, help="functions to fill in (default: 40)")
     parser.add_argument("--corpus", type=Path, default=Path(sysconfig.get_path("stdlib")), help="folder of the modules")
     arguments = parser.parse_args()
     run = open_run(arguments.run, device="cpu", compile="off")

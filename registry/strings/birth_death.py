@@ -4,7 +4,7 @@ Axes: b batch, l positions of a string (the BOS token, then the tokens), d model
 """
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 import torch
@@ -15,9 +15,12 @@ from torch.nn import functional as F
 from sedd_graph.component.base import Component, ComponentConfig, Context
 from sedd_graph.component.contract import SizeField
 from sedd_graph.component.outputs import Output
+from sedd_graph.diffusion.distillation import Distillable
 from sedd_graph.diffusion.numerics import full_precision
+from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
-from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, TOKENS, StringTable
+from sedd_graph.diffusion.strings.deletion_distillation import DeletionDistillable
+from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, TOKENS, StringObjective, StringTable
 
 from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies
@@ -62,6 +65,9 @@ class Delete(_Enumerated, kind="string_kernel"):
     @property
     def births(self) -> float:
         return 0.0
+
+    def distillable(self, schedule: Schedule, objective: StringObjective[Any, Any]) -> Distillable:
+        return DeletionDistillable(self, schedule, objective)
 
 
 class Indel(_Enumerated, kind="string_kernel"):

@@ -41,6 +41,7 @@ def lock(loaded: Loaded, fill: Fill) -> str:
     blueprint, writer = loaded.blueprint, _Writer(loaded, fill)
     root = writer.body(loaded, blueprint)
     specs = {"process": blueprint.process, "objective": blueprint.objective, "sample": blueprint.sample}
+    specs["distill"] = blueprint.distill
     out: dict[str, Any] = {"blueprint": 1, "name": blueprint.name, "description": blueprint.description or None}
     out |= {"params": loaded.params, "axes": dict(blueprint.axes)}
     out |= {"inputs": root["inputs"], "outputs": root["outputs"], "blocks": writer.blocks, "nodes": root["nodes"]}

@@ -211,6 +211,8 @@ class Blueprint(Library):
     """The training objective."""
     sample: SampleSpec | None = None
     """The sampler."""
+    distill: OpSpec | None = None
+    """The distillation objective, with which ``sedd-graph distill`` trains a student of a run."""
     memory: MemorySpec | None = None
     """Memory budget of a training step."""
     data: dict[Name, Any] | None = None

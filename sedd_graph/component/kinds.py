@@ -105,6 +105,7 @@ KINDS: dict[str, Kind] = {
             f"{_PROCESS}_vector_classifier",
             "vectors",
         ),
+        Kind("distillation", "distill", f"{_DIFFUSION}.distillation:Distillation", f"{_PROCESS}_distillation"),
         Kind("corpus", "data.corpus", f"{_DATA}.sources:Corpus", f"{_SECTION}_corpus"),
         Kind("points", "data.points", f"{_DATA}.sources:PointSource", f"{_SECTION}_points", "points"),
         Kind("tokenizer", "data.tokenizer", f"{_DATA}.tokenizer:TokenizerFactory", f"{_SECTION}_tokenizer"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from sedd_graph.errors import UserError
 from sedd_graph.store.durable import make_folder, rename
 from sedd_graph.store.files import disk_faults
 
-__all__ = ["Bound", "Engine", "TrainedModule"]
+__all__ = ["Bound", "Engine", "Losses", "TrainedModule"]
 
 
 class Bound(NamedTuple):
@@ -39,6 +40,13 @@ class Bound(NamedTuple):
     standard_error: float
 
 
+class Losses(Protocol):
+    """Computes the training loss of a network: a process, or a distillation."""
+
+    def loss(self, model: Model, draw: Any, batch: Any, key: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the training loss for one noise draw, as :meth:`Process.loss` does."""
+
+
 class TrainedModule(nn.Module):
     """Network and training loss as one module, for ``torch.compile`` and DistributedDataParallel to wrap.
 
@@ -46,12 +54,13 @@ class TrainedModule(nn.Module):
 
     Args:
         model: Module of the network.
-        process: Process that computes the loss.
+        process: Process that computes the loss, or what takes its place.
+        helpers: Networks beside the network, see :attr:`Engine.helpers`.
     """
 
-    def __init__(self, model: Model, process: Process) -> None:
+    def __init__(self, model: Model, process: Losses, helpers: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.helpers = model, helpers
         self._process = process
         parts = [part for part in model.modules() if isinstance(part, Component)]
         self._penalised = [part for part in parts if type(part).penalty is not Component.penalty]
@@ -90,10 +99,12 @@ class Engine:
 
     Attributes:
         trained: Network and loss as one module, for training loops.
+        helpers: Networks that are trained or frozen beside the network, and that checkpoints store; None for none.
         checks: Results of the checks, if the engine was built with ``prove=True``; else empty.
     """
 
     checks: Sequence[Check] = ()
+    helpers: nn.Module | None = None
 
     def __init__(self, network: Network, process: Process, *, on_save: Callable[[Path], None] | None = None) -> None:
         self.network, self.process, self._on_save = network, process, on_save
@@ -134,6 +145,23 @@ class Engine:
         self.network.compile(mode if self.process.compiles else "off", trained, everywhere=everywhere)
 
     # -- training and evaluation ------------------------------------------------------------------------------------
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the training loss, see :attr:`Process.loss_unit`."""
+        return self.process.loss_unit
+
+    def begin_step(self, share: float, averaged: Callable[[], AbstractContextManager[None]]) -> str | None:
+        """Prepare a training step; by default, do nothing.
+
+        Args:
+            share: Share of the run that is done, in [0, 1].
+            averaged: Makes a context within which the network has its averaged weights.
+
+        Returns:
+            A line for the user; None for none.
+        """
+        return None
 
     def draw(self, batch: Any, *, random: Randomness) -> Any:
         """Draw the noise of one training step.

@@ -26,6 +26,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.distillation import Distillable, Distillation
 from sedd_graph.diffusion.tokens.guidance import Classifier
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.engine.inversion import Inversion
@@ -390,6 +391,14 @@ class Process(ABC):
         """Number of tokens of which the length of rows must be a multiple; 1 by default."""
         return 1
 
+    def distillable(self) -> Distillable:
+        """Return what the process gives to distillation objectives.
+
+        Raises:
+            UserError: The process cannot be distilled.
+        """
+        raise UserError(f"a process of {self.family} has no coupled noise of discrete states, and cannot be distilled")
+
     def row_bounds(self, network: Network, batch: Any, *, seeds: Sequence[int], draws: int, at_once: int) -> Tensor:
         """Estimate an upper bound on -log p of each row by itself; :meth:`bound_rows` spreads draws over the rows of a batch.
 
@@ -669,6 +678,20 @@ class Process(ABC):
 
         Returns:
             One result for each verified property.
+        """
+        return []
+
+    @classmethod
+    def prove_distillation(cls, plan: Any, registry: Registry, objective: Distillation) -> list[Check]:
+        """Verify a distillation objective with the process numerically on a small enumerable example.
+
+        Args:
+            plan: The declared process.
+            registry: The installed components.
+            objective: The objective.
+
+        Returns:
+            One result for each verified property; none, by default, for a family that cannot be distilled.
         """
         return []
 

@@ -25,7 +25,7 @@ from sedd_graph.errors import BlueprintError, UserError, choices
 from sedd_graph.graph.configure import configure, find_contract
 from sedd_graph.graph.model import Graph
 
-__all__ = ["GraphPlan", "Part", "Plan", "ProcessPlan", "read_process", "refuse_graph"]
+__all__ = ["GraphPlan", "Part", "Plan", "ProcessPlan", "read_distillation", "read_process", "refuse_graph"]
 
 
 class Plan(Protocol):
@@ -246,6 +246,21 @@ def read_process(loaded: Loaded, graph: Graph, registry: Registry) -> ProcessPla
         outputs,
         parts.get("sample.classifier"),
     )
+
+
+def read_distillation(loaded: Loaded, graph: Graph, registry: Registry) -> Part | None:
+    """Return the distillation objective that the section ``distill`` of a blueprint declares; None without the section.
+
+    Raises:
+        BlueprintError: The section is invalid.
+    """
+    spec, at = loaded.blueprint.distill, Location(loaded)
+    if spec is None:
+        return None
+    try:
+        return _read_part(at, "distill", spec, None, graph, registry)
+    except Refused:
+        raise BlueprintError(at.problems) from None
 
 
 def _missing(at: Location) -> Refused:

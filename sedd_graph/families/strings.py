@@ -25,6 +25,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise
 from sedd_graph.diffusion.bitstream.string_noise import StringNoise
+from sedd_graph.diffusion.distillation import Distillable, Distillation
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel
 from sedd_graph.diffusion.strings.parts import StringParts
@@ -188,6 +189,15 @@ class StringProcess(TextProcess):
             draw = drawn.part(part)
             yield BoundDraw(self.objective.over, draw.t, self.loss(network.model, draw, batch.part(part), None)[0])
 
+    def distillable(self) -> Distillable:
+        found = self.kernel.distillable(self.schedule, self.objective)
+        if found is None:
+            raise UserError(
+                f"the kernel {self.plan.kernel.name!r} has no coupled noise x_s, x_t whose predictions can be compared; of strings, "
+                "those of 'delete' can be distilled"
+            )
+        return found
+
     @property
     def caveat(self) -> str | None:
         return self.objective.caveat(self.kernel)
@@ -317,6 +327,22 @@ class StringProcess(TextProcess):
     @classmethod
     def prove(cls, plan: ProcessPlan, graph: Graph, registry: Registry, proof: Proof) -> list[Check]:
         return prove(plan, registry, proof)
+
+    @classmethod
+    def prove_distillation(cls, plan: ProcessPlan, registry: Registry, objective: Distillation) -> list[Check]:
+        from sedd_graph.verify.distillation import prove_distillation
+        from sedd_graph.verify.string_distillation import string_case
+        from sedd_graph.verify.string_table import EnumeratedTable
+
+        declared = make_parts(plan, registry)
+        parts = make_parts(
+            plan, registry, min(declared.kernel.toys) + declared.kernel.states - declared.kernel.data_tokens
+        )
+        # strings of all lengths: what noise leaves of one may then be clean itself
+        table, process = parts.kernel.table(one_length=False), parts.kernel.distillable(parts.schedule, parts.objective)
+        if not isinstance(table, EnumeratedTable) or process is None:
+            return []
+        return prove_distillation(string_case(table, process, parts.schedule), objective)
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
         yield from super().check_data(data)

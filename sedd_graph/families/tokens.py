@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydantic
@@ -26,6 +26,7 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Draw, Randomness
 from sedd_graph.diffusion.bitstream.reversible import ReversibleNoise, TokenNoise
 from sedd_graph.diffusion.conditions.conditions import Conditions
+from sedd_graph.diffusion.distillation import Distillation
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import FittedSchedule
 from sedd_graph.diffusion.tokens.classifier import NoisyClassifier
@@ -64,6 +65,9 @@ from sedd_graph.families.text import (
 )
 from sedd_graph.families.token_loss import TokenLoss
 from sedd_graph.graph.model import Graph
+
+if TYPE_CHECKING:
+    from sedd_graph.families.token_distillation import TokenDistillable
 
 __all__ = ["TokenProcess", "make_parts", "prove"]
 
@@ -235,6 +239,11 @@ class TokenProcess(TextProcess):
             objective, draw = self.objective.bound_draw(own, self.kernel, self.schedule, random=random)
             nats, _ = self._nats(network.model, objective, draw, own, use="bound")
             yield BoundDraw(objective.over, draw.t, nats, self._left_out(network, batch, part, random))
+
+    def distillable(self) -> TokenDistillable:
+        from sedd_graph.families.token_distillation import TokenDistillable  # here: few commands distil
+
+        return TokenDistillable(self.parts, self.plan.output)
 
     @property
     def row_multiple(self) -> int:
@@ -417,6 +426,17 @@ class TokenProcess(TextProcess):
 
         checks, parts = prove(plan, registry, proof), make_parts(plan, registry)
         return checks + ([] if parts.objective.block is None else prove_blocks(graph, parts, registry, plan.output))
+
+    @classmethod
+    def prove_distillation(cls, plan: ProcessPlan, registry: Registry, objective: Distillation) -> list[Check]:
+        from sedd_graph.families.token_distillation import TokenDistillable
+        from sedd_graph.verify.distillation import prove_distillation
+        from sedd_graph.verify.token_distillation import token_case
+        from sedd_graph.verify.toy import PAIR, TRIPLE, make_toy
+
+        make = partial(make_parts, plan, registry)
+        toy = make_toy(make, TRIPLE if make(None).objective.block is None else PAIR)
+        return prove_distillation(token_case(toy, TokenDistillable(toy.parts, plan.output), plan.output), objective)
 
     def check_data(self, data: DataConfig | PointsConfig) -> Iterator[tuple[str, str]]:
         yield from super().check_data(data)

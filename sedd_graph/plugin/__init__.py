@@ -18,6 +18,7 @@ from sedd_graph.diffusion.batch import Batch, Draw, PointBatch, Randomness
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.codes.code import Code
 from sedd_graph.diffusion.codes.nearest import Codebook, least_distance, nearest
+from sedd_graph.diffusion.distillation import Distillable, Distillation, Networks, Pair
 from sedd_graph.diffusion.likelihood import Likelihood
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
@@ -61,6 +62,8 @@ __all__ = [
     "Context",
     "Corpus",
     "Denoiser",
+    "Distillable",
+    "Distillation",
     "Document",
     "Draw",
     "DrawRequest",
@@ -72,10 +75,12 @@ __all__ = [
     "Kernel",
     "LRSchedule",
     "Likelihood",
+    "Networks",
     "NoisyClassifier",
     "Objective",
     "OptimizerFactory",
     "Output",
+    "Pair",
     "PointBatch",
     "PointSource",
     "Port",

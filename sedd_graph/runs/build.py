@@ -19,11 +19,12 @@ from sedd_graph.graph.claims import demoted
 from sedd_graph.graph.memory import planned
 from sedd_graph.graph.model import Op
 from sedd_graph.runs.check import Report, check, digest, lock_text
+from sedd_graph.runs.distilled import distiller
 from sedd_graph.runs.graph_files import write_graph
 from sedd_graph.runs.memory import measure_text, measure_training, require_training_memory
 from sedd_graph.runs.memory_plan import budget_plan
-from sedd_graph.runs.open import CERTIFICATE, check_tokenizer, make_engine, read_data, write_run_manifest
-from sedd_graph.runs.prove import prove_all, prove_network
+from sedd_graph.runs.open import CERTIFICATE, Run, check_tokenizer, make_engine, read_data, write_run_manifest
+from sedd_graph.runs.prove import prove_all, prove_network, prove_student
 from sedd_graph.runs.provenance import provenance
 from sedd_graph.runs.start import read_start
 from sedd_graph.runs.token_cache import PendingCache
@@ -47,6 +48,7 @@ def build_run(
     processes: int | None = None,
     weights: Path | None = None,
     table: str | None = None,
+    teacher: Run | None = None,
     say: Callable[[str], None],
 ) -> Path:
     """Check, verify and compile a blueprint, and write its run folder.
@@ -68,6 +70,7 @@ def build_run(
             the number that ``train.parallel`` of the blueprint declares, else 1.
         weights: Weights that training starts from (:func:`sedd_graph.runs.start.read_start`); None for random ones.
         table: With ``weights``: a table of names, a file or the name of a shipped one.
+        teacher: The run that the new one is distilled from, with its weights, tokenizer and data; None for training on data.
         say: Function that prints a line for the user.
 
     Returns:
@@ -89,9 +92,11 @@ def build_run(
         require_utf8(path)
     source = blueprint.read_text(encoding="utf-8-sig")
     say(str(report))
+    weights = weights if teacher is None else teacher.path
     start = None if weights is None else read_start(report, weights, table, say)
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
+        checks += prove_student(report, say)
     report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
     compiled = (compile or report.train.compile) != "off"
     with progress("measuring"):
@@ -106,16 +111,21 @@ def build_run(
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)
     data, tokens = None, PendingCache()
     if "data" in report.loaded.sections:
-        known = None if start is None else start.tokenizer(report)
-        data = read_data(report, root=report.loaded.root, cache=tokens, tokenizer=known)
+        known = None if start is None else start.tokenizer(report) if teacher is None else teacher.tokenizer
+        root = report.loaded.root if teacher is None else teacher.data_root()
+        data = read_data(report, root=root, cache=tokens, tokenizer=known)
         say(f"data        {data.describe()}")
         if start is not None and (warning := start.other_tokenizer(data.tokenizer)):
             say(f"warning     {warning}")
-    engine = make_engine(report, device=device, compile=compile or report.train.compile)
+    mode = compile or report.train.compile
+    engine = make_engine(report, device=device, compile=mode if teacher is None else "off")
     tokenizer = None if data is None else data.tokenizer
     if tokenizer is not None:
         check_tokenizer(engine, tokenizer)
     initial = None if start is None else start.load(engine)
+    if teacher is not None:
+        engine = distiller(engine, report)
+        engine.compile(mode)
     checks += prove_network(engine)
     for code, margin in margins(engine.network).items():
         say(f"margin      {code}: {margin}")
@@ -132,6 +142,7 @@ def build_run(
         "blueprint": digest_,
         "corpus": None if data is None else data.fingerprint(),
         **({} if start is None else {"weights": start.facts()}),
+        **({} if teacher is None else {"teacher": teacher.path.name, "root": str(teacher.root)}),
     }
 
     def write(run: Path) -> None:

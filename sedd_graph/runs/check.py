@@ -17,7 +17,7 @@ from sedd_graph.blueprint.shipped import find_blueprint
 from sedd_graph.component.registry import Registry, installed
 from sedd_graph.data.config import DataConfig, PointsConfig
 from sedd_graph.errors import BlueprintError, Problem, UserError
-from sedd_graph.families.plan import Plan
+from sedd_graph.families.plan import Part, Plan, read_distillation
 from sedd_graph.families.table import process_class, read_plan
 from sedd_graph.graph.draw import to_tree
 from sedd_graph.graph.expand import expand
@@ -52,6 +52,7 @@ class Report:
         parameters: Number of parameters of the network.
         trained: Number of trained parameters, of adapters and of the process too, and of frozen ones; None if all are
             trained.
+        distillation: The distillation objective that the blueprint declares; None if it declares none.
         derived: For each block that is declared invertible, its derived inverse.
     """
 
@@ -62,6 +63,7 @@ class Report:
     parameters: int
     derived: tuple[Derived, ...] = ()
     trained: tuple[int, int] | None = None
+    distillation: Part | None = None
 
     @property
     def name(self) -> str:
@@ -153,7 +155,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
     """
     loaded, registry, graph, sizes = _graph(path, overrides)
     derived = require_claims(graph, sizes)
-    plan = read_plan(loaded, graph, registry)
+    plan, distillation = read_plan(loaded, graph, registry), read_distillation(loaded, graph, registry)
     import torch
 
     from sedd_graph.engine.construct import count_shapes
@@ -166,6 +168,8 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         train = loaded.section(TrainConfig)
         if train is not None and train.sample is not None and process.trains and not process.text:
             faults.append(("train.sample", f"samples of {plan.family} are not text: leave train.sample out"))
+        if distillation is not None and (lack := distillation_lacks(registry, distillation, process)) is not None:
+            faults.append(("distill", lack))
         trained = None if train is None else _trained(train, graph, registry, process, faults)
         if faults:
             raise BlueprintError([Problem("", 0, 0, key, text) for key, text in faults])
@@ -174,7 +178,16 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Report:
         raise BlueprintError(
             [p if p.line else loaded.problem(tuple(p.path.split(".")), p.message) for p in error.problems]
         ) from None
-    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived, trained)
+    return Report(loaded, graph, plan, registry, count_shapes(graph, registry), derived, trained, distillation)
+
+
+def distillation_lacks(registry: Registry, part: Part, process: Process) -> str | None:
+    """Return why a process cannot be distilled by an objective; None if it can."""
+    try:
+        lack: str | None = registry.component(part.contract.op)(part.config).lacks(process.distillable())
+    except UserError as error:
+        return str(error)
+    return None if lack is None else f"{part.name!r} needs {lack}"
 
 
 def _trained(

@@ -94,9 +94,13 @@ def hole_pattern(text: TextWithHoles, holes: Sequence[str]) -> str:
         holes: Regular expressions: one for each hole in order, or one for all of them.
 
     Raises:
-        UserError: An expression is invalid or begins with a look-ahead, or their number is not that of the holes.
+        UserError: An expression is invalid or begins with a look-ahead, their number is not that of the holes,
+            or the text around the holes is given as token ids.
     """
-    parts = _HOLE.split(text.text) if text.text is not None else [text.prefix or "", text.suffix or ""]
+    around = [part for part in (text.prefix or "", text.suffix or "") if isinstance(part, str)]
+    if len(around) < 2:
+        raise UserError("infill: expressions for holes need the text around them as text, not as token ids")
+    parts = _HOLE.split(text.text) if text.text is not None else around
     count = len(parts) - 1
     if len(holes) not in (1, count):
         raise UserError(f"infill: {len(holes)} expressions for {count} holes: give one for each hole, or one for all")

@@ -14,7 +14,7 @@ from sedd_graph.runs.check import Report
 from sedd_graph.verify.inverse import prove_inverses
 from sedd_graph.verify.margin import check_margins
 
-__all__ = ["checks_text", "prove_all", "prove_network"]
+__all__ = ["checks_text", "prove_all", "prove_network", "prove_student"]
 
 
 def prove_all(
@@ -52,6 +52,24 @@ def prove_all(
     for c in lenient:
         say(f"warning     block {c.use.name!r} is checkpointed instead of reversible: {_failures(c.broken)}")
     return checks, [c.use.path for c in lenient]
+
+
+def prove_student(report: Report, say: Callable[[str], None]) -> list[Check]:
+    """Verify the distillation objective of a blueprint with its process; none if it declares none.
+
+    Raises:
+        UserError: A check fails.
+    """
+    part, plan = report.distillation, report.plan
+    if part is None:
+        return []
+    objective = report.registry.component(part.contract.op)(part.config)
+    checks = process_class(plan.family).prove_distillation(plan, report.registry, objective)
+    if checks:
+        say(checks_text(checks))
+    if wrong := [c for c in checks if c.holds is False]:
+        raise UserError(f"the distillation fails its proof: {_failures(wrong)}")
+    return checks
 
 
 def _failures(checks: Sequence[Check]) -> str:

@@ -27,6 +27,8 @@ class Facts(pydantic.BaseModel):
     """Fingerprint of the data."""
     blueprint: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     """Digest of the lock file."""
+    teacher: str | None = None
+    """Name of the run folder that the run is distilled from; None for a run that is trained on data."""
 
 
 class _Mode(pydantic.BaseModel):

@@ -16,15 +16,18 @@ from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.evaluation.bound import Result as Bounds
 from sedd_graph.evaluation.bound import numbers
 from sedd_graph.runs.check import Report, digest, lock_text
+from sedd_graph.runs.distilled import distiller
 from sedd_graph.runs.evaluate import evaluate_opened
 from sedd_graph.runs.extend import extended
 from sedd_graph.runs.open import WEIGHTS, open_run
 from sedd_graph.runs.precision import choose_dtype
+from sedd_graph.runs.run_records import read_facts
 from sedd_graph.runs.summary import flatten
 from sedd_graph.store.activations import Activations, TapSpec
 from sedd_graph.store.changes import add_change
 from sedd_graph.store.files import alone
 from sedd_graph.store.manifest import MANIFEST, DamagedError, read_manifest, verify_files
+from sedd_graph.training.adapters import load_plain
 from sedd_graph.training.checkpoint import AVERAGE, MODEL, latest_checkpoint, require_start, step_of
 from sedd_graph.training.checkpoint_reader import Stored, stored
 from sedd_graph.training.distributed import World, is_broken
@@ -98,6 +101,10 @@ def train_run(
         require_start(path, resume=resume)
         start = None if resume else _start(path, world)
         config = run.report.train
+        if read_facts(path).teacher is not None:
+            if start is not None:  # the first teacher has the weights of the student
+                load_plain(run.engine.model, start.tensors(), where=start.where)
+            run.engine = distiller(run.engine, run.report)
         run.engine.compile(compile_mode(run.engine, config))
         choose_dtype(run)
         data = run.data()

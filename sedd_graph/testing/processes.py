@@ -15,6 +15,7 @@ import torch
 
 from sedd_graph.component.base import Context
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.component.outputs import LOG_X0
 from sedd_graph.component.registry import Registry, installed
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.errors import BlueprintError
@@ -26,6 +27,7 @@ from sedd_graph.verify.tokens import prove_objective, prove_sampler
 
 __all__ = [
     "check_classifier",
+    "check_distillation",
     "check_kernel",
     "check_likelihood",
     "check_objective",
@@ -147,6 +149,24 @@ def check_sampler(case: Case) -> Failures:
         The failed checks; empty if all pass.
     """
     return _tokens(case, prove_sampler)
+
+
+def check_distillation(case: Case) -> Failures:
+    """Test a distillation objective on an enumerable toy of rows of tokens: its loss, its teacher and the optimum it claims.
+
+    Args:
+        case: Class and Config of the objective. It is combined with the kernels ``absorb`` and ``uniform``.
+
+    Returns:
+        The failed checks; empty if all pass.
+    """
+    registry, failures = _registry(case), Failures()
+    for kernel in ("absorb", "uniform"):
+        noise, schedule, loss, sampler = (_part(registry, n) for n in (kernel, "loglinear", "nelbo", "ancestral"))
+        plan = ProcessPlan("tokens", noise, schedule, loss, sampler, STATES, (LOG_X0,))
+        found = tokens.TokenProcess.prove_distillation(plan, registry, case.cls(case.config))
+        failures += [(name, f"with {kernel}: {text}") for name, text in _failed(found)]
+    return failures
 
 
 def check_strings(case: Case) -> Failures:

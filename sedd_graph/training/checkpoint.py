@@ -2,7 +2,7 @@
 
 A checkpoint is untrusted input, so it contains no pickles. Its manifest has a hash of each file, and of the run's lock file
 and tokenizer (docs/explanation/decisions.md). It holds tensors of three kinds: ``model``, ``optimizer`` and, with
-``train.ema``, ``ema``. A kind is one file, such as ``model.safetensors``; or one file for each process that held a shard,
+``train.ema``, ``ema``; in a distillation also ``helpers``, the networks beside the student. A kind is one file, such as ``model.safetensors``; or one file for each process that held a shard,
 such as ``model-00001-of-00004.safetensors``.
 """
 
@@ -33,9 +33,9 @@ from sedd_graph.store.manifest import (
     verify_files,
 )
 
-__all__ = ["AVERAGE", "METRICS", "MODEL", "OPTIMIZER", "STATE", "State", "Window", "checkpoints", "file_name", "files_of", "hidden", "latest_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints"]  # fmt: skip
+__all__ = ["AVERAGE", "HELPERS", "METRICS", "MODEL", "OPTIMIZER", "STATE", "State", "Window", "checkpoints", "file_name", "files_of", "hidden", "latest_checkpoint", "read_state", "read_tensors", "require_start", "set_aside", "step_of", "sweep_checkpoints"]  # fmt: skip
 
-MODEL, AVERAGE, OPTIMIZER = "model", "ema", "optimizer"
+MODEL, AVERAGE, OPTIMIZER, HELPERS = "model", "ema", "optimizer", "helpers"
 """Kinds of tensors in a checkpoint."""
 STATE = "state.json"
 """File name, in a checkpoint, of its :class:`State`."""

@@ -79,6 +79,8 @@ class _Loop:
                 trainer.seconds = agreed.seconds
                 if world.size > 1:
                     agreement.send(self.facts(clock, signals))
+                if (told := trainer.engine.begin_step(self.fraction(), trainer.averaged)) is not None:
+                    trainer.say(told)
                 nats, counted, saved = trainer.train_step()
                 norm = trainer.update(self.fraction())
                 trainer.window.add(nats, counted)
@@ -191,7 +193,7 @@ class _Loop:
         trainer, config = self.trainer, self.trainer.config
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise trainer.diverged(f"the loss became {loss} (gradient norm {norm:g})")
-        units, unit = trainer.data.units, trainer.engine.process.loss_unit
+        units, unit = trainer.data.units, trainer.engine.loss_unit
         speed = rows_per_second * trainer.data.width
         bits = {f"bits_per_{units.bits}": loss / (math.log(2) * units.ratio)} if unit == "nats" else {}
         rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,16 +13,16 @@ from sedd_graph.training.distributed import local
 __all__ = ["Average", "learning_rate", "make_optimizers"]
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of the trainable parameters of a model, as ``train.optimizer`` configures them.
+def make_optimizers(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Make the optimizers of the trainable ones of some parameters, as ``train.optimizer`` configures them.
 
     The key ``peak`` of each parameter group stores its peak learning rate, since training changes ``lr``.
 
     Args:
-        model: The model.
+        parameters: Parameters by name.
         config: The ``train`` section of the blueprint.
     """
-    optimizers = config.optimizer.make({n: p for n, p in model.named_parameters() if p.requires_grad})
+    optimizers = config.optimizer.make({n: p for n, p in parameters.items() if p.requires_grad})
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -30,6 +30,7 @@ from sedd_graph.store.manifest import DamagedError, Entry
 from sedd_graph.training.adapters import plain_tensors
 from sedd_graph.training.checkpoint import (
     AVERAGE,
+    HELPERS,
     METRICS,
     MODEL,
     OPTIMIZER,
@@ -100,7 +101,9 @@ class Trainer:
             start.read_into(plain_tensors(self.model))
         self.parameters = dict(self.model.named_parameters())
         """Parameters by name, of which this process holds its part."""
-        self.optimizers = make_optimizers(self.model, config)
+        if engine.helpers is not None:
+            self.parameters |= {f"{HELPERS}:{name}": p for name, p in engine.helpers.named_parameters()}
+        self.optimizers = make_optimizers(self.parameters, config)
         self.average = Average(self.model, config.ema) if config.ema else None
         self.dtype = pick_dtype(config.dtype, engine.device)
         self.rows = Prefetcher(self._rows, pinned=engine.device.type == "cuda")
@@ -230,16 +233,17 @@ class Trainer:
             )
             optimizers = named_state(self.optimizers, self.parameters)
             weights = self._weights()
-            buffers = weights[MODEL].keys() - self.parameters.keys()
+            buffers = {name for kind in weights.values() for name in kind} - self.parameters.keys()
             self.writer.begin({**weights, OPTIMIZER: optimizers}, state, at_once=buffers)
             self.saved = self.step
         if wait:
             self.writer.finish()
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
-        """Return the weights of the model and their average by kind and name."""
-        model = self.model.state_dict()
-        return {MODEL: model} if self.average is None else {MODEL: model, AVERAGE: {**model, **self.average.state()}}
+        """Return the weights of the model, their average and those of helpers by kind and name."""
+        model, helpers = self.model.state_dict(), self.engine.helpers
+        found = {MODEL: model} if self.average is None else {MODEL: model, AVERAGE: {**model, **self.average.state()}}
+        return found if helpers is None else found | {HELPERS: helpers.state_dict()}
 
     def resume(self) -> Entry | None:
         """Restore the newest intact checkpoint. Newer ones, which are damaged, are reported in warnings and renamed.

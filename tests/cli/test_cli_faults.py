@@ -78,7 +78,7 @@ FAULTS: list[tuple[str, str]] = [
     ),
     (
         "frobnicate first",
-        "sedd-graph: argument COMMAND: invalid choice: 'frobnicate'; choose from init, build, tokenize, train, sweep, sample, ",
+        "sedd-graph: argument COMMAND: invalid choice: 'frobnicate'; choose from init, build, tokenize, train, distill, sweep, sample, ",
     ),
     ("sample @/new --compile blokc", "sedd-graph sample: argument --compile: invalid choice: 'blokc' (did you mean"),
     ("sample", "sedd-graph sample: the following arguments are required: run" + SEE.format(verb=" sample")),

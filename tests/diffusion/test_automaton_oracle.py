@@ -115,7 +115,8 @@ def step(automaton: Automaton, state: int, character: str) -> int:
 def product(automaton: Automaton, fsm: Any, characters: list[str]) -> nx.DiGraph:
     """The graph of pairs (state here, state of interegular, None where it is dead) that texts lead to."""
     start = (0, fsm.initial)
-    graph, todo = nx.DiGraph(), [start]
+    graph: nx.DiGraph = nx.DiGraph()
+    todo = [start]
     graph.add_node(start)
     while todo:
         here, there = todo.pop()

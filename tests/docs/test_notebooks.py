@@ -17,6 +17,7 @@ SMALL = {
 seconds = 60
 changes = ["params.dim=32", "params.heads=2", "params.depth=1", "params.tokens=300", "data.length=32"]
 changes += ["train.steps=4", "train.batch=4", "train.log_every=1", "train.compile=off", "train.evaluate=null"]
+options = "--proof quick --compile off"
 samples, steps = 4, 4
 """,
     "your-own-kernel": """

@@ -180,7 +180,12 @@ def test_confidences_are_colours_and_so_is_the_step(browser: Any, page: Path) ->
         classes = tab.evaluate("[...document.querySelectorAll('.tokens span')].map(s => s.className)")
         found = [int(c.split(" c")[1][0]) for c in classes]
         sure = np.arange(WIDTH) * 254 // (WIDTH - 1)
-        assert found == np.minimum(9, sure * 10 // 254).tolist()
+        assert found == np.minimum(9, np.floor(10 * np.sqrt(sure / 254))).astype(int).tolist()
+        tab.locator(".tokens span").nth(4).hover()
+        assert (
+            tab.locator(".tokens span").nth(4).get_attribute("title")
+            == f"probability {sure[4] / 254:.3f}, since step 1"
+        )
         look = "i => getComputedStyle(document.querySelectorAll('.tokens span')[i]).backgroundColor"
         first, last = tab.evaluate(look, 0), tab.evaluate(look, WIDTH - 1)
         assert first != last

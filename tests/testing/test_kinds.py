@@ -22,6 +22,7 @@ from sedd_graph_registry.strings.birth_death import Delete
 from sedd_graph_registry.strings.objectives import DISE
 from sedd_graph_registry.strings.samplers import StringTau
 from sedd_graph_registry.training.adapters import Lora
+from sedd_graph_registry.training.distillation import Consistency
 from sedd_graph_registry.training.optimizers import AdamW
 from sedd_graph_registry.training.schedules import LinearDecay
 from sedd_graph_registry.vectors.classifiers import EmbeddingCounts
@@ -242,6 +243,13 @@ class Unseeded(TwoMoons, kind="points"):
         return super().points(root, self.own)
 
 
+class Exchanged(Consistency, kind="distillation"):
+    """The teacher is noisier than the student."""
+
+    def at(self, process: Any, batch: Any, s: Tensor, t: Tensor, random: Any) -> Any:
+        return super().at(process, batch, t, 0.5 * s, random)
+
+
 class Shouts(Bytes):
     def encode(self, text: str) -> Ids:
         return super().encode(text.upper())
@@ -305,6 +313,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Lower, {}, "vectors.bound"),
     (Idle, {}, "vectors.step"),
     (Boasts, {"counts": [[3, 1, 1, 0], [1, 2, 2, 0]], "label": 0}, "classifier.normalised"),
+    (Exchanged, {"divergence": "forward"}, "distill.optimum"),
     (Shuffled, {}, "determinism"),
     (Unseeded, {"count": 100}, "determinism"),
     (ShoutsFactory, {}, "round trip"),
@@ -347,11 +356,13 @@ def test_what_is_sound_passes(op: str) -> None:
 def test_files_are_read_from_the_root(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "ask": "q"}\n{"text": "two", "ask": "r"}\n')
     (tmp_path / "a.txt").write_text("some text, and more of it")
+    (tmp_path / "a.fna").write_text(">one\nACGT\nacgn\n>two\nGATTACA\n")
     np.save(tmp_path / "a.npy", np.zeros((4, 2), np.float32))
     cls = REGISTRY.component
     assert failures(cls("text"), {"files": ["*.txt"]}, root=tmp_path) == {}
     assert failures(cls("jsonl"), {"files": ["*.jsonl"]}, root=tmp_path) == {}
     assert failures(cls("jsonl"), {"files": ["*.jsonl"], "prompt": "ask"}, root=tmp_path) == {}
+    assert failures(cls("fasta"), {"files": ["*.fna"], "reverse_complement": True}, root=tmp_path) == {}
     assert failures(cls("npy"), {"path": "a.npy"}, root=tmp_path) == {}
     assert "matches no file" in failures(cls("text"), {"files": ["*.md"]}, root=tmp_path)["raises"]
 

@@ -29,7 +29,7 @@ def engine(name: str, *overrides: str) -> Any:
 def trained_step(made: Any, config: TrainConfig) -> tuple[dict[str, torch.Tensor], list[Any], Average]:
     """Train for two steps with weight decay; return the tensors of before, the optimizers and the average."""
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
-    optimizers, average = make_optimizers(made.model, config), Average(made.model, 0.9)
+    optimizers, average = make_optimizers(dict(made.model.named_parameters()), config), Average(made.model, 0.9)
     rows = torch.randint(0, 20, (4, 16), generator=torch.Generator().manual_seed(0))
     for step in range(2):
         torch.manual_seed(step)

@@ -51,7 +51,8 @@ def intersection(automata: Sequence[Automaton], *, most: int, spend: Callable[[i
     moves = [automaton.after[:, first].tolist() for automaton in automata]
     useful = [_useful(automaton).tolist() for automaton in automata]
     begin = (0,) * len(automata)
-    known, order, rows = {begin: 0}, [begin], []
+    known, order = {begin: 0}, [begin]
+    rows: list[list[int]] = []
     while len(rows) < len(order):
         row = []
         spend(len(first) * len(automata))

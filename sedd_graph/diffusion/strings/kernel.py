@@ -24,6 +24,7 @@ from sedd_graph.component.base import Component, ComponentConfig
 from sedd_graph.component.check import Check
 from sedd_graph.component.outputs import Input, Output
 from sedd_graph.diffusion.batch import Batch, Randomness, part_of
+from sedd_graph.diffusion.distillation import Distillable
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.aligned_noise import AlignedNoise
 from sedd_graph.diffusion.strings.fates import Fates
@@ -232,6 +233,15 @@ class StringKernel(Component, ABC):
 
         Args:
             sigma: Total noise.
+        """
+        return None
+
+    def distillable(self, schedule: Schedule, objective: StringObjective[Any, Any]) -> Distillable | None:
+        """Return what a process of this kernel gives to distillation objectives; None, the default, if it has no pairs.
+
+        Args:
+            schedule: Total noise as a function of time.
+            objective: The objective of the process.
         """
         return None
 

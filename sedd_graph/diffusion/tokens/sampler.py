@@ -189,7 +189,7 @@ class Stepwise(ABC):
     """Mixin of a sampler whose run may be divided: each part takes one evaluation of the network.
 
     A program that evaluates the network itself can then run the sampler
-    (:class:`sedd_graph.families.block_steps.BlockSteps`). Between two parts, all that the sampler keeps are its rows and
+    (:class:`sedd_graph.engine.block_steps.BlockSteps`). Between two parts, all that the sampler keeps are its rows and
     tensors with one entry for each row, so that rows may be batched anew for each part.
     """
 

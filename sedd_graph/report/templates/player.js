@@ -17,7 +17,7 @@
 // An element needs the class "tokens"; its attribute data-colours is "confidence", "when" or "none".
 const seddPlayer = (() => {
   "use strict";
-  const REPLACE = 0, INSERT = 1, UNKNOWN = 255, NEW = 3, SLIDES = 240, MASK = -1;
+  const REPLACE = 0, INSERT = 1, UNKNOWN = 255, NEW = 3, SLIDES = 120, MASK = -1;
   const still = matchMedia("(prefers-reduced-motion: reduce)");
 
   function bytesOf(base64) {
@@ -87,6 +87,7 @@ const seddPlayer = (() => {
     constructor(element) {
       this.element = element;
       this.reset();
+      element.addEventListener("pointerover", (event) => this.explain(event.target));
     }
 
     reset() {
@@ -166,6 +167,7 @@ const seddPlayer = (() => {
         }
         const when = end === null ? 9 : Math.round((9 * since[i]) / Math.max(1, end));
         const fresh = since[i] > 0 && number - since[i] < NEW && entry.symbol !== this.maskSymbol;
+        entry.since = since[i];
         const look = (sure[i] << 8) | (when << 4) | (fresh << 1) | (symbols[i] === this.maskSymbol);
         if (entry.look !== look) {
           entry.look = look;
@@ -180,8 +182,20 @@ const seddPlayer = (() => {
     classOf(symbol, sure, when, fresh) {
       if (symbol === this.maskSymbol) return "m";
       const word = this.words[symbol];
-      const level = sure === UNKNOWN ? "" : ` c${Math.min(9, Math.floor((10 * sure) / 254))}`;
-      return `${word === null ? "x" : "t"}${level} w${when}${fresh ? " new" : ""}`;
+      const level = sure === UNKNOWN ? "" : ` c${Math.min(9, Math.floor(10 * Math.sqrt(sure / 254)))}`;
+      const blank = typeof word === "string" && word.trim() === "" && word.includes("\n");  // a ring around nothing
+      return `${word === null ? "x" : "t"}${level} w${when}${fresh && !blank ? " new" : ""}`;
+    }
+
+    // Say of the token under the pointer what is known of it.
+    explain(span) {
+      for (const entry of this.spans.values()) {
+        if (entry.span !== span || entry.look === null) continue;
+        const sure = entry.look >> 8, parts = [];
+        if (sure !== UNKNOWN && !(entry.look & 1)) parts.push(`probability ${(sure / 254).toFixed(sure < 26 ? 3 : 2)}`);
+        if (this.own?.film && entry.since > 0) parts.push(`since step ${this.own.film.steps[entry.since]}`);
+        span.title = parts.join(", ");
+      }
     }
 
     // Create, move and remove spans so that they are those of `ids`, in this order.
@@ -197,7 +211,7 @@ const seddPlayer = (() => {
       for (const id of ids) {
         let entry = this.spans.get(id);
         if (entry === undefined) {
-          entry = {span: document.createElement("span"), symbol: null, look: null, slide: null};
+          entry = {span: document.createElement("span"), symbol: null, look: null, since: 0, slide: null};
           this.spans.set(id, entry);
           if (glide) entry.span.animate([{opacity: 0}, {opacity: 1}], {duration: glide});
         }

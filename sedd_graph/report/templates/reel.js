@@ -153,7 +153,7 @@ const seddReel = (() => {
       const tokens = row.frames[now].ids.length;
       const left = row.mask >= 0 ? `${masks} of ${tokens} masked` : `${tokens} tokens`;
       this.output.replaceChildren(
-        make("b", {}, step), ` \u00b7 `, make("span", {}, `${seconds(this.at)} of ${seconds(this.last)} s`), make("br"), make("span", {}, left),
+        make("b", {}, step), make("br"), make("span", {}, left), " \u00b7 ", make("span", {}, `${seconds(this.at)} of ${seconds(this.last)} s`),
       );
       this.slider.setAttribute("aria-valuetext", `${step}, ${left}`);
     }
@@ -164,7 +164,7 @@ const seddReel = (() => {
       const letter = colours === "confidence" ? "c" : "w", ramp = make("span", {"aria-hidden": "true"});
       for (let i = 0; i < 10; i++) ramp.append(make("i", {class: letter + i}));
       this.scale.hidden = colours === "none";
-      this.scale.replaceChildren(...(colours === "confidence" ? ["unsure", ramp, "sure"] : ["early", ramp, "late"]));
+      this.scale.replaceChildren(...(colours === "confidence" ? ["0 %", ramp, "100 % sure"] : ["early", ramp, "late"]));
     }
 
     stop() {

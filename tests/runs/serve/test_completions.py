@@ -301,7 +301,7 @@ def test_particles_are_not_shown(tmp_path: Path) -> None:
     """Most of the rows that are drawn for them are not returned, so that none is streamed before the choice is made."""
     sampler = "sample={op: first_hitting, particles: 3, forbid: [e]}"
     with client(model_of(tmp_path / "run", "bd3lm-tiny", sampler)) as http:
-        body = {"prompt": ["The ", "A"], "max_tokens": 20, "seed": 1}
+        body: dict[str, Any] = {"prompt": ["The ", "A"], "max_tokens": 20, "seed": 1}
         whole = [c["text"] for c in ask(http, **body)["choices"]]
         assert not any("e" in text for text in whole)
         found = events(http.post("/v1/completions", json={**body, "stream": True}).text)

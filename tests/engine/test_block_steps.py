@@ -13,9 +13,9 @@ from torch import Tensor
 
 import sedd_graph
 from sedd_graph.engine.block_cache import uncached
+from sedd_graph.engine.block_steps import BlockState, BlockSteps
 from sedd_graph.engine.engine import Engine
 from sedd_graph.errors import UserError
-from sedd_graph.families.block_steps import BlockState, BlockSteps
 from tests.conftest import ROOT
 
 V, BLOCK, LENGTH = 11, 4, 12

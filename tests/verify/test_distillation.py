@@ -1,0 +1,159 @@
+"""Distillation is proved on enumerated data for six processes; wrong couplings, times, gradients and bounds are caught."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from sedd_graph_registry.training.distillation import IDLM, Consistency
+from torch import Tensor
+
+from sedd_graph.component.registry import installed
+from sedd_graph.diffusion.distillation import Distillation, Networks, Pair
+from sedd_graph.families import token_distillation
+from sedd_graph.families.table import process_class
+from sedd_graph.families.token_distillation import TokenDistillable
+from sedd_graph.runs.check import check
+from sedd_graph.verify import distillation
+
+SIX = ["mdlm-tiny", "sedd-uniform-tiny", "mixture-tiny", "power-tiny", "bd3lm-tiny", "did-tiny"]
+FORWARD = Consistency(Consistency.Config(divergence="forward"))
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distillation, "ROWS", 12_000)
+    monkeypatch.setattr(distillation, "BOUND_ROWS", 30_000)
+    monkeypatch.setattr(distillation, "LEVELS", ((0.5, 1.0),))
+
+
+def proved(name: str, objective: Distillation) -> dict[str, Any]:
+    report = check(name)
+    found = process_class(report.plan.family).prove_distillation(report.plan, installed(), objective)
+    return {c.name: c for c in found}
+
+
+def failing(name: str, objective: Distillation = FORWARD) -> set[str]:
+    return {name for name, c in proved(name, objective).items() if c.holds is False}
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_forward_consistency_is_least_at_the_posterior(name: str) -> None:
+    found = proved(name, FORWARD)
+    assert {c.holds for c in found.values()} == {True}, found
+    assert "distill.optimum" in found
+
+
+@pytest.mark.parametrize("name", ["mdlm-tiny", "sedd-uniform-tiny"])
+def test_idlm_is_the_divergence_from_the_data(name: str) -> None:
+    found = proved(name, IDLM(IDLM.Config(credit="row")))
+    assert {c.holds for c in found.values()} == {True}, found
+    assert "distill.data" in found
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Consistency(Consistency.Config()),
+        Consistency(Consistency.Config(divergence="forward", pairs="student")),
+        IDLM(IDLM.Config()),
+    ],
+    ids=["reverse", "student", "token"],
+)
+def test_a_heuristic_is_called_one(objective: Distillation) -> None:
+    found = proved("mdlm-tiny", objective)
+    assert found["distill.heuristic"].holds is None
+    assert "distill.optimum" not in found
+    assert not [c for c in found.values() if c.holds is False]
+
+
+def test_the_reverse_divergence_is_not_least_at_the_posterior() -> None:
+    class Claims(Consistency, kind="distillation"):
+        Config = Consistency.Config
+        least_at = "posterior"
+
+    assert failing("mdlm-tiny", Claims(Consistency.Config())) == {"distill.optimum"}
+
+
+# -- planted faults -------------------------------------------------------------------------------------------------
+
+
+def test_independent_draws_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TokenDistillable.pair
+
+    def pair(self: TokenDistillable, batch: Any, s: Tensor, t: Tensor, random: Any) -> Pair:
+        first, second = original(self, batch, s, t, random), original(self, batch, s, t, random)
+        return Pair(first.lower, second.upper)
+
+    monkeypatch.setattr(TokenDistillable, "pair", pair)
+    assert "distill.pairs" in failing("mdlm-tiny")
+
+
+def test_replaced_tokens_that_are_never_replaced_again_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One uniform number decides at both levels: each marginal is right, and x_t tells about x_0 what x_s does not."""
+    original = TokenDistillable.pair
+
+    def pair(self: TokenDistillable, batch: Any, s: Tensor, t: Tensor, random: Any) -> Pair:
+        found = original(self, batch, s, t, random)
+        state = random.generator.get_state()
+        draws = []
+        for draw in (found.lower, found.upper):
+            random.generator.set_state(state)
+            xt = self.kernel.sample(batch.tokens, draw.sigma, random=random, corrupt=batch.corrupt)
+            draws.append(dataclasses.replace(draw, xt=xt))
+        return Pair(*draws)
+
+    monkeypatch.setattr(TokenDistillable, "pair", pair)
+    assert "distill.pairs" in failing("mixture-tiny")
+
+
+def test_exchanged_times_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TokenDistillable.pair
+
+    def pair(self: TokenDistillable, *arguments: Any) -> Pair:
+        found = original(self, *arguments)
+        return Pair(found.upper, found.lower)
+
+    monkeypatch.setattr(TokenDistillable, "pair", pair)
+    assert "distill.optimum" in failing("mdlm-tiny")
+
+
+def test_a_teacher_with_a_gradient_is_caught() -> None:
+    class Leaks(Consistency, kind="distillation"):
+        Config = Consistency.Config
+
+        def loss(self, process: Any, networks: Networks, draw: Any, batch: Any) -> Tensor:
+            student, teacher = networks.student(draw.pair.upper, batch), networks.teacher(draw.pair.lower, batch)
+            at = process._groups(process.objective.read_positions(draw.pair.upper, batch, process.kernel), batch)
+            zero = torch.zeros(len(at.row))
+            q, p = (
+                process._below(*each, at, zero) for each in ((student, draw.pair.upper), (teacher, draw.pair.lower))
+            )
+            nats = (p * (p.clamp(min=1e-20).log() - q.clamp(min=1e-20).log())).sum((1, 2))
+            return torch.zeros(len(batch)).index_add(0, at.row, nats)
+
+    assert "distill.teacher" in failing("mdlm-tiny", Leaks(FORWARD.config))
+
+
+def test_a_loss_that_draws_is_caught() -> None:
+    class Draws(Consistency, kind="distillation"):
+        Config = Consistency.Config
+
+        def loss(self, *arguments: Any) -> Tensor:
+            return super().loss(*arguments) * (1 + torch.rand(()))
+
+    assert "distill.loss" in failing("mdlm-tiny", Draws(FORWARD.config))
+
+
+def test_a_bound_that_is_not_the_processs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TokenDistillable.nats
+    monkeypatch.setattr(TokenDistillable, "nats", lambda self, *arguments: 0.5 * original(self, *arguments))
+    assert failing("mdlm-tiny", IDLM(IDLM.Config(credit="row"))) == {"distill.data"}
+
+
+def test_lower_states_follow_the_posterior_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = token_distillation.lower_states
+    monkeypatch.setattr(
+        token_distillation, "lower_states", lambda *a: original(a[0], a[1], a[2], a[3], 0.5 * a[4], a[5])
+    )
+    assert "distill.pairs" in failing("mdlm-tiny")
