@@ -100,7 +100,7 @@ def test_the_whole_road(small: Callable[..., Path], tmp_path: Path, capsys: pyte
     assert "bits per character" in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert 'class="film"' in page
+    assert 'class="reel"' in page
     assert cli.run(["export", str(run), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
     engine = sedd_graph.build(tmp_path / "out", device="cpu")
     reopened = sedd_graph.build(run, device="cpu")
