@@ -58,6 +58,8 @@ def check_corpus(case: Case) -> Found:
         yield "prompted", "there are prompts, but 'prompted' is false"
     rows = "documents" if corpus.prompted else "stream"
     keys = {"corpus": corpus, "tokenizer": "bytes", "length": 2, "rows": rows, "holdout": 0.5}
+    if corpus.repeats:  # such text needs held-out text of its own
+        keys["heldout"] = "builtin"
     config = DataConfig.model_validate(keys)
     data, again = (open_data(config, root=case.root) for _ in range(2))
     if data.fingerprint() != again.fingerprint():

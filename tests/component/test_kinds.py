@@ -211,7 +211,7 @@ def test_properties_of_the_schema_have_descriptions() -> None:
         ("{op: characters, size: 128}", "{op: charcters}", r"data.tokenizer: unknown op 'charcters' \(did you mean 'characters'\?\); known: bpe, bytes, characters, file"),
         ("{op: characters, size: 128}", "{op: adamw}", "data.tokenizer: 'adamw' is of kind optimizer; known: bpe"),
         ("{op: characters, size: 128}", "{op: characters.v9}", "op 'characters' has no version 9"),
-        ("{op: characters, size: 128}", "{op: characters, sice: 8}", r"data.tokenizer.sice: unknown key \(did you mean 'size'\?\); known: op, size"),
+        ("{op: characters, size: 128}", "{op: characters, sice: 8}", r"data.tokenizer.sice: unknown key \(did you mean 'size'\?\); known: alphabet, op, size"),
         ("{op: characters, size: 128}", "{size: 128}", "data.tokenizer: needs the key 'op'"),
         ("{op: characters, size: 128}", "3", "data.tokenizer: must be a mapping, not 3"),
         ("train: {", "train: {schedule: cosine, ", "train.schedule: op 'cosine' is now called 'cosine_decay'"),

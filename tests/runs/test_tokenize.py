@@ -106,7 +106,11 @@ def test_a_blueprint_names_corpus_and_tokenizer(inside: Path, small: Callable[..
     assert run(["tokenize", blueprint, "-o", "train", "--processes", "1"]) == 0
     assert run(["tokenize", blueprint, "--heldout", "-o", "valid", "--tokenizer", "train", "--processes", "1"]) == 0
     assert (decoded(inside / "train"), decoded(inside / "valid")) == (texts(60), texts(30, 3))
-    assert read_index(inside / "train" / "index.json").tokenizer.section == {"op": "characters.v1", "size": 128}
+    assert read_index(inside / "train" / "index.json").tokenizer.section == {
+        "op": "characters.v1",
+        "size": 128,
+        "alphabet": None,
+    }
 
 
 @pytest.mark.parametrize(

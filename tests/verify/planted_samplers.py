@@ -91,12 +91,12 @@ def hot(temperature: float, when: Callable[[Tensor], Tensor] = lambda t: t >= 0)
             last[0] = t
             return outputs(t, need)
 
-        def colder(move: Tensor, weights: Any, *, must: bool = False) -> Tensor:
+        def colder(move: Tensor, weights: Any, **more: Any) -> Tensor:
             def changed(v: Tensor) -> Tensor:
                 return sharpen(v, temperature=temperature, top_p=1.0) if bool(when(last[0]).all()) else v
 
             return draw(
-                move, changed(weights) if isinstance(weights, Tensor) else lambda m: changed(weights(m)), must=must
+                move, changed(weights) if isinstance(weights, Tensor) else lambda m: changed(weights(m)), **more
             )
 
         seam: Any = walk
@@ -112,10 +112,8 @@ def weights_of(change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     def start(plain: Callable[..., None], walk: Walk, steps: int) -> None:
         draw = walk.draw
 
-        def changed(move: Tensor, weights: Any, *, must: bool = False) -> Tensor:
-            return draw(
-                move, change(weights) if isinstance(weights, Tensor) else lambda m: change(weights(m)), must=must
-            )
+        def changed(move: Tensor, weights: Any, **more: Any) -> Tensor:
+            return draw(move, change(weights) if isinstance(weights, Tensor) else lambda m: change(weights(m)), **more)
 
         seam: Any = walk
         seam.draw = changed
@@ -130,8 +128,8 @@ def moves_of(change: Callable[[Tensor, Walk], Tensor]) -> dict[str, Any]:
     def start(plain: Callable[..., None], walk: Walk, steps: int) -> None:
         draw = walk.draw
 
-        def changed(move: Tensor, weights: Any, *, must: bool = False) -> Tensor:
-            return draw(change(move, walk), weights, must=must)
+        def changed(move: Tensor, weights: Any, **more: Any) -> Tensor:
+            return draw(change(move, walk), weights, **more)
 
         seam: Any = walk
         seam.draw = changed

@@ -88,6 +88,8 @@ def test_holes_fill_in_before_the_eyes_and_two_answers_stand_side_by_side(page: 
     page.keyboard.press("End")
     page.click("#hole")
     assert page.input_value("#prompt") == "The <b> [[40]]"
+    page.select_option("#sampler", "remdm")  # evaluates the network in each step: there is time to look on
+    page.fill("#steps", "300")
     # the number of masks after each change of the page
     page.evaluate(
         """() => {
@@ -144,6 +146,8 @@ def test_errors_are_told_in_words_and_a_run_can_be_stopped(page: Any) -> None:
     run(page, seed="1.5")
     assert "the seed is a whole number" in page.inner_text("#alert").lower()
     page.fill("#seed", "")
+    page.fill("#prompt", "The [[40]].")
+    page.select_option("#sampler", "remdm")  # evaluates the network in each step
     page.fill("#steps", "4000")
     page.click("#run")
     page.wait_for_selector("#right .m")
