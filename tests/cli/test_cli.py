@@ -249,7 +249,7 @@ def free_port() -> str:
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param([], id="small"),
+        pytest.param([], id="small", marks=pytest.mark.slow),
         pytest.param(
             ["objective.op=nelbo", "process.schedule.op=learned"],
             id="learned schedule",

@@ -211,3 +211,12 @@ def test_mauve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         0 < scores["samples"] < scores["reference"] <= 1
     )  # noise is less like held-out text than other held-out text is
     assert record["protocol"]["mauve"] == {"scaling": 5, "seed": 25, "features": "last hidden state"}
+
+
+def test_the_settings_are_those_that_the_samples_were_drawn_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampled(run, "--temperature", "0.5", "--set", "top_p=0.75")
+    capsys.readouterr()
+    assert cli.run(["eval", str(run), "--samples", "samples-2.zarr", *CPU]) == 0
+    assert "temperature 0.5, top-p 0.75" in capsys.readouterr().out
+    told = records(run)[-1]["protocol"]["sampling"]
+    assert (told["temperature"], told["top_p"]) == (0.5, 0.75)

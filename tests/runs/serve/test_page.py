@@ -89,7 +89,6 @@ def test_holes_fill_in_before_the_eyes_and_two_answers_stand_side_by_side(page: 
     page.click("#hole")
     assert page.input_value("#prompt") == "The <b> [[40]]"
     page.select_option("#sampler", "remdm")  # evaluates the network in each step: there is time to look on
-    page.fill("#steps", "300")
     # the number of masks after each change of the page
     page.evaluate(
         """() => {
