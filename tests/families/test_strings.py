@@ -27,7 +27,7 @@ def made(name: str, *overrides: str) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize("name", ["did-tiny", "indel-tiny", "flexmdm-tiny"])
+@pytest.mark.parametrize("name", ["did-tiny", "indel-tiny", pytest.param("flexmdm-tiny", marks=pytest.mark.slow)])
 def test_the_whole_road(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train.steps=3", "train.batch=4", "train.warmup=1", "train.evaluate=null"]
     blueprint = str(ROOT / "blueprints" / f"{name}.yaml")

@@ -17,7 +17,7 @@ from tests.runs.serve.served import model_of
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 REFUSED = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
-STEPS = 2000
+STEPS = 1400
 
 
 @pytest.fixture(scope="module")
