@@ -73,7 +73,7 @@ class Consistency(Distillation, kind="distillation"):
     def rounds(self) -> int:
         return self.config.rounds
 
-    def told(self, number: int) -> str:
+    def describe_round(self, number: int) -> str:
         return f"t - s is {self._gap(number):.3g}"
 
     def _gap(self, number: int) -> float:

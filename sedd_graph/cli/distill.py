@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from sedd_graph.cli.options import (
@@ -17,10 +18,10 @@ from sedd_graph.cli.options import (
     add_verb,
     moved_corpus,
     picked_device,
-    write_path_to,
 )
 from sedd_graph.cli.terminal import say
-from sedd_graph.cli.train import SIGNALS
+from sedd_graph.cli.train import train_folder
+from sedd_graph.errors import UserError
 
 __all__ = ["declare", "run"]
 
@@ -40,24 +41,21 @@ def declare(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``distill`` subcommand with the parsed ``arguments`` and return its exit code, as ``train`` does."""
-    from sedd_graph.report.html import write_report
     from sedd_graph.runs.distill import build_student
-    from sedd_graph.runs.train import train_run
 
-    corpus = moved_corpus(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "distill makes a run folder: start it without torchrun, then `sedd-graph train STUDENT --resume`"
+        )
     path = build_student(
         Path(arguments.run),
         arguments.overrides,
         runs=Path(arguments.runs),
         device=picked_device(arguments),
         ignore_memory=arguments.ignore_memory,
-        corpus=corpus,
+        corpus=moved_corpus(arguments),
         say=say,
     )
     say(f"run folder  {path}")
-    write_path_to(arguments, path)
-    result, _ = train_run(path, resume=False, device=picked_device(arguments), say=say, corpus=corpus)
-    write_report(path)
-    if result.reason in SIGNALS:
-        say(f"checkpoint written; resume with: sedd-graph train {path} --resume")
-    return SIGNALS.get(result.reason, 0)
+    arguments.overrides = []
+    return train_folder(path, arguments, resume=False)

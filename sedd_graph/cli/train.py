@@ -25,7 +25,7 @@ from sedd_graph.cli.options import (
 from sedd_graph.cli.terminal import say
 from sedd_graph.errors import UserError
 
-__all__ = ["SIGNALS", "declare", "run"]
+__all__ = ["SIGNALS", "declare", "run", "train_folder"]
 
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
 """Exit code by the signal that stopped training."""
@@ -58,9 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         for SIGUSR1.
     """
     from sedd_graph.blueprint.shipped import find_blueprint
-    from sedd_graph.report.html import write_report
     from sedd_graph.runs.build import build_run
-    from sedd_graph.runs.train import train_run
 
     resume = _resume(arguments)
     path = find_blueprint(arguments.run)
@@ -92,6 +90,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "the blueprint of a run folder is locked: give overrides to `sedd-graph build`, or extend a run with --resume"
         )
+    return train_folder(path, arguments, resume=resume)
+
+
+def train_folder(path: Path, arguments: argparse.Namespace, *, resume: bool | None) -> int:
+    """Train a run folder, write its report, and return the exit code as :func:`run` does.
+
+    Args:
+        path: The run folder.
+        arguments: The parsed arguments of ``train``, or of another command that trains.
+        resume: Whether to resume; None: where there is a checkpoint.
+    """
+    from sedd_graph.report.html import write_report
+    from sedd_graph.runs.train import train_run
+
     write_path_to(arguments, path)
     result, _ = train_run(
         path,

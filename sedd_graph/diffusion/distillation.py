@@ -228,7 +228,7 @@ class Distillation(Plain, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} claims an optimum and must define 'at'")
 
-    def told(self, number: int) -> str:
+    def describe_round(self, number: int) -> str:
         """Return what changes in a round, counted from 0, for the user."""
         return ""
 

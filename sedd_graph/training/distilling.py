@@ -113,4 +113,4 @@ class Distiller(Engine):
             for name, value in self.model.state_dict().items():
                 teacher[name].copy_(value)
         self._helpers.round.fill_(due)
-        return f"round {due + 1} of {rounds}: the student is the teacher now; {self.objective.told(due)}"
+        return f"round {due + 1} of {rounds}: the student is the teacher now; {self.objective.describe_round(due)}"

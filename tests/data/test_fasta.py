@@ -1,4 +1,4 @@
-"""Sequences of FASTA files, against Biopython where it is installed, and what is said of files that are none."""
+"""Sequences of FASTA files, against Biopython where it is installed, and the messages for other files."""
 
 from __future__ import annotations
 

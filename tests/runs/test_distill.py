@@ -157,3 +157,12 @@ def test_a_run_that_was_not_trained_teaches_nothing(tmp_path: Path, capsys: pyte
     (path / "manifest.json").unlink()
     assert cli.run(["distill", str(path), *CPU]) == 2
     assert "has not been trained: there is no teacher to distil" in capsys.readouterr().err
+
+
+def test_a_student_is_built_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(["distill", "runs/any", "--runs", str(tmp_path / "runs"), *CPU]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

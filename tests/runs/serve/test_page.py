@@ -1,8 +1,6 @@
 """The page of the server, in headless Chromium against a server of this process: what a user does and sees on it."""
 
-import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +11,9 @@ import uvicorn
 
 from sedd_graph.report.serve import serve_page
 from sedd_graph.runs.serve.app import Service
+from tests.report.browser import chromium
 from tests.runs.serve.served import model_of
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 REFUSED = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
 STEPS = 1400
 
@@ -38,13 +36,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no Chromium: install one, or name it in the environment variable CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture
