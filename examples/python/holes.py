@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from sedd_graph.engine.process import SampleRequest, TextWithHoles
+from sedd_graph.engine.samples import SampleRequest, TextWithHoles
 from sedd_graph.runs.open import Run, open_run
 from sedd_graph.runs.prompts import hole_pattern
 from sedd_graph.runs.sample import read_prompt

@@ -60,7 +60,7 @@ def declare(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``infill`` subcommand with the parsed ``arguments`` and return its exit code."""
-    from sedd_graph.engine.process import SampleRequest, TextWithHoles
+    from sedd_graph.engine.samples import SampleRequest, TextWithHoles
     from sedd_graph.runs.prompts import hole_pattern
     from sedd_graph.runs.sample import read_prompt, sample_run
 

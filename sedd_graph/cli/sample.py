@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sedd_graph.diffusion.conditions.conditions import Conditions
-    from sedd_graph.engine.process import SampleRequest
+    from sedd_graph.engine.samples import SampleRequest
     from sedd_graph.runs.open import Run
 
 __all__ = ["add_arguments", "declare", "read_conditions", "run", "show_stored", "watched"]
@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the ``sample`` subcommand with the parsed ``arguments`` and return its exit code."""
-    from sedd_graph.engine.process import SampleRequest
+    from sedd_graph.engine.samples import SampleRequest
     from sedd_graph.runs.sample import sample_run
 
     if arguments.tape is not None and arguments.classifier is not None:

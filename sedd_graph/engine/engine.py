@@ -17,8 +17,9 @@ from sedd_graph.component.counter_rng import fold
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.engine.network import CompileMode, Network
 from sedd_graph.engine.noise_draws import NoiseDraws
-from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples
+from sedd_graph.engine.process import OnDraw, Process
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.samples import SampleRequest, Samples
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.engine.weights import save_tensors
 from sedd_graph.errors import UserError

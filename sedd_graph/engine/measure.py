@@ -40,15 +40,29 @@ class Measure:
 
     parameters: int
     flops_per_token: int
-    """FLOPs per token of one forward pass (a multiply-add counts as two). A training step takes three times as many."""
+    """FLOPs per token of one forward pass of the network (a multiply-add counts as two)."""
     saved_bytes: int
     """Bytes of the activations that autograd saves for the backward pass of the whole batch, and of the chunks of the loss."""
     chunk_bytes: int
     """Bytes of ``saved_bytes`` that do not grow with the batch once it is large: those of one chunk of head and loss."""
     state_bytes: int
     """Bytes of weights, gradients, AdamW's two moments and, if it is trained with one, the weight average (EMA)."""
+    average_bytes: int
+    """Bytes of ``state_bytes`` that are those of the weight average."""
     batch: int
     length: int
+    passes: int = 3
+    """Number of forward passes that cost as much as a training step: a backward pass counts as two."""
+
+    def beside(self, *, follower: bool) -> Measure:
+        """Return the cost where a frozen teacher is evaluated beside the network, and a follower trained if there is one.
+
+        The follower has as many parameters, trained ones and activations as the network, and no weight average.
+        """
+        state, saved, passes = self.state_bytes + 4 * self.parameters, self.saved_bytes, self.passes + 1
+        if follower:
+            state, saved, passes = state + self.state_bytes - self.average_bytes, 2 * saved, passes + self.passes
+        return dataclasses.replace(self, state_bytes=state, saved_bytes=saved, passes=passes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +247,7 @@ def measure(
         saved_bytes=sum(saved.values()) + end + chunk,
         chunk_bytes=chunk,
         state_bytes=4 * (own_state * (5 if averaged else 4) + frozen),
+        average_bytes=4 * own_state if averaged else 0,
         batch=batch,
         length=length,
     )

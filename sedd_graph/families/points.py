@@ -24,8 +24,9 @@ from sedd_graph.engine.layer_run import LayerRun
 from sedd_graph.engine.layout import Layout
 from sedd_graph.engine.log_det import forward_with_log_det
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples, Setup, Stored
+from sedd_graph.engine.process import OnDraw, Process, Setup
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.samples import SampleRequest, Samples, Stored
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import UserError
 from sedd_graph.families.points_plan import PointsPlan

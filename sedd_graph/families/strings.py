@@ -32,8 +32,9 @@ from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings, wide
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import Prompt, SampleRequest, Samples, Setup, Stored, TextWithHoles
+from sedd_graph.engine.process import Setup
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.samples import Prompt, SampleRequest, Samples, Stored, TextWithHoles
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (

@@ -22,7 +22,8 @@ from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.tokens.kernel import Kernel
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import OnDraw, Process, Setup, TextWithHoles
+from sedd_graph.engine.process import OnDraw, Process, Setup
+from sedd_graph.engine.samples import TextWithHoles
 from sedd_graph.errors import Problem, UserError
 from sedd_graph.families.plan import ProcessPlan
 

@@ -33,7 +33,7 @@ from sedd_graph.diffusion.tokens.stage import Stage, StagedDenoise
 from sedd_graph.diffusion.tokens.walk import Denoise, WalkSettings
 from sedd_graph.engine.block_cache import cached, uncached
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.families.text import check_tokens
 

@@ -37,17 +37,9 @@ from sedd_graph.diffusion.tokens.objective import DrawRequest
 from sedd_graph.diffusion.tokens.parts import TokenParts
 from sedd_graph.diffusion.tokens.schedule_loss import steadied
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import (
-    KERNEL,
-    SCHEDULE,
-    Prompt,
-    SampleRequest,
-    Samples,
-    Setup,
-    Stored,
-    TextWithHoles,
-)
+from sedd_graph.engine.process import KERNEL, SCHEDULE, Setup
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.samples import Prompt, SampleRequest, Samples, Stored, TextWithHoles
 from sedd_graph.engine.tail import Tail
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.plan import ProcessPlan

@@ -26,17 +26,9 @@ from sedd_graph.diffusion.vectors.objective import VectorDraw
 from sedd_graph.diffusion.vectors.reversible import ReversibleSampler
 from sedd_graph.diffusion.vectors.sampler import VectorWalkSettings
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import (
-    KERNEL,
-    SCHEDULE,
-    Prompt,
-    SampleRequest,
-    Samples,
-    Setup,
-    Stored,
-    TextWithHoles,
-)
+from sedd_graph.engine.process import KERNEL, SCHEDULE, Setup
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.samples import Prompt, SampleRequest, Samples, Stored, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.families.plan import ProcessPlan
 from sedd_graph.families.text import (

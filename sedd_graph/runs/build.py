@@ -97,15 +97,15 @@ def build_run(
     with progress("proving"):
         checks, demotions = prove_all(report, device=device, proof=proof, say=say)
         checks += prove_student(report, say)
-    report = dataclasses.replace(report, graph=demoted(report.graph, demotions))
+    # `train` ignores the section distill of a run without a teacher
+    objective = None if teacher is None else report.distillation
+    report = dataclasses.replace(report, graph=demoted(report.graph, demotions), distillation=objective)
     compiled = (compile or report.train.compile) != "off"
     with progress("measuring"):
         plan = budget_plan(report, device=device, compiled=compiled, say=say, processes=processes)
     if plan is not None:
         report = dataclasses.replace(report, graph=planned(report.graph, plan.modes))
-    cost = measure_training(report, processes)
-    if plan is not None:
-        cost = dataclasses.replace(cost, saved_bytes=plan.size)
+    cost = measure_training(report, processes, None if plan is None else plan.size)
     say("\n" + measure_text(cost, report))
     if process_class(report.plan.family).trains:
         require_training_memory(cost, report, device, ignore=ignore_memory, say=say)

@@ -11,7 +11,7 @@ import torch
 
 from sedd_graph.component.progress import progress
 from sedd_graph.engine.hardware import describe_hardware
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.evaluation.frontier import AtEntropy, FrontierPoint, Judged, at_entropy, judged
 from sedd_graph.evaluation.judge import Ids, Judge, open_judge

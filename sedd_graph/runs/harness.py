@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
+from sedd_graph.engine.samples import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.evaluation.sequences import Bound, Scored, score, windows
 from sedd_graph.runs.open import Run, open_run

@@ -15,7 +15,7 @@ from sedd_graph.component.progress import progress
 from sedd_graph.diffusion.tokens.noise_record import FINAL, Changes
 from sedd_graph.diffusion.tokens.noise_tape import NoiseTape
 from sedd_graph.diffusion.tokens.road import Road
-from sedd_graph.engine.process import SampleRequest, Samples
+from sedd_graph.engine.samples import SampleRequest, Samples
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.runs.activations import Recorder, observed, recording

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_graph.component.progress import progress
 from sedd_graph.engine.inversion import Held, Inversion, Reached
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.engine.seeds import mix_seed
 from sedd_graph.errors import SeddGraphError, UserError
 from sedd_graph.runs.activations import Recorder, observed, recording

@@ -10,11 +10,11 @@ import torch
 from sedd_graph.engine.hardware import matmul_speed
 from sedd_graph.engine.measure import ForwardCost, Measure, measure, measure_forward
 from sedd_graph.engine.memory import MemoryLimit, memory_limit, resident_bytes
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
-from sedd_graph.families.table import process_class
 from sedd_graph.graph.model import Graph, Region, Running, Step
 from sedd_graph.runs.check import Report
+from sedd_graph.runs.memory_plan import has_tail
 from sedd_graph.runs.open import Run
 
 __all__ = ["measure_text", "measure_training", "require_sampling_memory", "require_training_memory"]
@@ -29,34 +29,44 @@ LONG_S, LONG_BYTES = 60, 2**30
 """A request is announced from this estimated time on, seconds, or from this memory on, bytes."""
 
 
-def measure_training(report: Report, processes: int = 1) -> Measure:
+def measure_training(report: Report, processes: int = 1, activations: int | None = None) -> Measure:
     """Measure the memory and FLOPs of one forward and backward pass of training, on the meta device.
 
-    The pass has ``train.batch / (train.accumulate * processes)`` rows.
+    The pass has ``train.batch / (train.accumulate * processes)`` rows. In distillation it includes the networks beside the
+    student, on whole rows.
+
+    Args:
+        report: Result of checking the blueprint.
+        processes: Number of processes that will train.
+        activations: Bytes that are saved for the backward pass of the network, where a plan has chosen them.
     """
-    return _measured(report, report.graph, processes)
+    return _measured(report, report.graph, processes, activations)
 
 
-def _measured(report: Report, graph: Graph, processes: int = 1) -> Measure:
+def _measured(report: Report, graph: Graph, processes: int = 1, activations: int | None = None) -> Measure:
     rows = max(1, report.train.batch // (report.train.accumulate * processes))
     averaged = report.train.ema is not None
-    tail = process_class(report.plan.family).has_tail(report.plan, report.registry)
-    return measure(
+    found = measure(
         graph,
         report.registry,
         batch=rows,
         length=report.data.length,
         averaged=averaged,
-        tail=tail,
+        tail=has_tail(report),
         trained=report.trained,
     )
+    if activations is not None:
+        found = dataclasses.replace(found, saved_bytes=activations)
+    if report.distillation is None:
+        return found
+    return found.beside(follower=report.registry.component(report.distillation.contract.op).follows)
 
 
 def measure_text(found: Measure, report: Report) -> str:
     """Return two lines for the user: compute and memory of training."""
     average = " and average" if report.train.ema is not None else ""
     return (
-        f"compute     {found.flops_per_token:,} FLOPs per {report.plan.unit} forward, {3 * found.flops_per_token:,} in training\n"
+        f"compute     {found.flops_per_token:,} FLOPs per {report.plan.unit} forward, {found.passes * found.flops_per_token:,} in training\n"
         f"memory      about {_gib(found.state_bytes + found.saved_bytes)} to train in float32: {_gib(found.state_bytes)} for "
         f"weights, gradients, moments{average}, {_gib(found.saved_bytes)} saved for backward "
         f"({found.batch} rows of {found.length})"

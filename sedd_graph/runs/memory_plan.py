@@ -18,7 +18,7 @@ from sedd_graph.graph.memory import free_steps, planned
 from sedd_graph.graph.model import Graph, Region, Running, Step
 from sedd_graph.runs.check import Report
 
-__all__ = ["BudgetPlan", "budget_plan"]
+__all__ = ["BudgetPlan", "budget_plan", "has_tail"]
 
 SHARES = (1.0, 0.75, 0.375, 0.1)
 """Shares of their activations with which compiled layers are measured."""
@@ -89,6 +89,11 @@ def budget_plan(
     return BudgetPlan({c.step.name: option.running for c, option in zip(chains, chosen, strict=True)}, total)
 
 
+def has_tail(report: Report) -> bool:
+    """Return whether training evaluates the end of the network and the loss at a few positions at a time."""
+    return report.distillation is None and process_class(report.plan.family).has_tail(report.plan, report.registry)
+
+
 def _chain(
     report: Report,
     step: Step,
@@ -126,7 +131,7 @@ def _chain(
 
 def _rest(report: Report, chains: list[_Chain], batch: int) -> int:
     """Return the memory of the activations outside of the chosen blocks, bytes: what is saved without their layers."""
-    tail = process_class(report.plan.family).has_tail(report.plan, report.registry)
+    tail = has_tail(report)
 
     def saved(graph: Graph) -> int:
         return measure(graph, report.registry, batch=batch, length=report.data.length, tail=tail).saved_bytes

@@ -21,7 +21,7 @@ from sedd_graph.component.strict import Strict
 from sedd_graph.data.tokenizer import Tokenizer
 from sedd_graph.diffusion.conditions.conditions import Conditions
 from sedd_graph.diffusion.conditions.pattern import PatternError, parse
-from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
+from sedd_graph.engine.samples import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.inputs.files import read_text
 from sedd_graph.runs.memory import require_sampling_memory

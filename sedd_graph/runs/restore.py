@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sedd_graph.component.progress import progress
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.activations import Recorder, observed
 from sedd_graph.runs.invert import restore_run

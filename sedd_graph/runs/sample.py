@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sedd_graph.component.progress import progress
 from sedd_graph.data.config import DataConfig
-from sedd_graph.engine.process import Prompt, SampleRequest, TextWithHoles
+from sedd_graph.engine.samples import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import EnvironmentFault, UserError
 from sedd_graph.runs.activations import observed, recording
 from sedd_graph.runs.frames import Frames, quantised

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.data.tokenizer import Tokenizer
-from sedd_graph.engine.process import KERNEL, SCHEDULE, SampleRequest
+from sedd_graph.engine.process import KERNEL, SCHEDULE
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.open import Run
 from sedd_graph.store.manifest import DamagedError

@@ -88,7 +88,7 @@ def try_step(
     micro_batch, eager = max(1, config.batch // (config.accumulate * processes)), engine.compile_mode == "off"
     rows = micro_batch
     if eager:
-        rows = min(rows, max(1, int(EAGER // max(1, 3 * cost.flops_per_token * cost.length))))
+        rows = min(rows, max(1, int(EAGER // max(1, cost.passes * cost.flops_per_token * cost.length))))
     step = (
         _ExampleStep(engine, config, rows, cost.length) if data is None else _TrainingStep(engine, config, rows, data)
     )
@@ -159,10 +159,12 @@ class _TrainingStep:
 
     def held(self) -> int:
         """Return the memory of the tensors that outlive a step, bytes."""
-        trainer, model = self.trainer, self.trainer.engine.model
+        trainer, module = self.trainer, self.trainer.engine.trained
         states = [value for o in trainer.optimizers for state in o.state.values() for value in state.values()]
         average = [] if trainer.average is None else list(trainer.average.state().values())
-        return _bytes([*model.parameters(), *model.buffers(), *average, *(x for x in states if isinstance(x, Tensor))])
+        return _bytes(
+            [*module.parameters(), *module.buffers(), *average, *(x for x in states if isinstance(x, Tensor))]
+        )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

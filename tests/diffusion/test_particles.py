@@ -125,7 +125,7 @@ def test_particles_of_a_model() -> None:
         for p in engine.model.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     request: dict[str, Any] = {"length": 8, "steps": 4, "seed": 1, "prompt": prompt}
-    made = engine.generate(sedd_graph.engine.process.SampleRequest(batch=3, conditions=conditions, **request))
+    made = engine.generate(sedd_graph.engine.samples.SampleRequest(batch=3, conditions=conditions, **request))
     assert made.rows.shape == (3, 8)
     assert made.rows[:, 0].tolist() == [5, 6, 7]
     assert not bool(((made.rows == 3) | (made.rows == 4)).any())

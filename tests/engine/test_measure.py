@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sedd_graph.engine.measure import _FusedAttention, measure, measure_forward
 from sedd_graph.engine.memory import MemoryLimit, memory_limit, resident_bytes
 from sedd_graph.engine.peak import PeakMemory
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.runs.check import check
 from sedd_graph.runs.open import make_engine
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sedd_graph.cli.main import run
-from sedd_graph.engine.process import TextWithHoles
+from sedd_graph.engine.samples import TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.runs.open import open_run
 from sedd_graph.runs.prompts import hole_pattern

@@ -19,8 +19,9 @@ from sedd_graph.component.outputs import Input, Output
 from sedd_graph.component.registry import Registry, discover
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.engine.network import Network
-from sedd_graph.engine.process import OnDraw, Process, SampleRequest, Samples, Setup, Stored
+from sedd_graph.engine.process import OnDraw, Process, Setup
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.samples import SampleRequest, Samples, Stored
 from sedd_graph.errors import UserError
 from sedd_graph.families.table import FAMILIES, Family
 

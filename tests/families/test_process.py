@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import sedd_graph
-from sedd_graph.engine.process import Process, SampleRequest, TextWithHoles
+from sedd_graph.engine.process import Process
+from sedd_graph.engine.samples import SampleRequest, TextWithHoles
 from sedd_graph.errors import BlueprintError, UserError
 from sedd_graph.families.table import FAMILIES, process_class
 from sedd_graph.runs.check import check

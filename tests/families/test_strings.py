@@ -14,7 +14,7 @@ import sedd_graph
 from sedd_graph.cli import main as cli
 from sedd_graph.diffusion.batch import Batch
 from sedd_graph.engine.engine import Engine
-from sedd_graph.engine.process import TextWithHoles
+from sedd_graph.engine.samples import TextWithHoles
 from sedd_graph.errors import BlueprintError, UserError
 from tests.conftest import ROOT
 

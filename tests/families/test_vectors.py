@@ -17,7 +17,8 @@ from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.vectors.gaussian import kl
 from sedd_graph.diffusion.vectors.parts import VectorParts
 from sedd_graph.diffusion.vectors.sampler import VectorWalkSettings
-from sedd_graph.engine.process import KERNEL, TextWithHoles
+from sedd_graph.engine.process import KERNEL
+from sedd_graph.engine.samples import TextWithHoles
 from sedd_graph.errors import BlueprintError, SeddGraphError, UserError
 from sedd_graph.families.vectors import VectorProcess
 from sedd_graph.verify.vectors_toy import Toy, placed

@@ -14,7 +14,7 @@ import zarr
 
 from sedd_graph.cli.main import run as command
 from sedd_graph.diffusion.bitstream.bitstream import Bitstream
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.edit import edit_run, replace_in
 from sedd_graph.runs.invert import invert_run

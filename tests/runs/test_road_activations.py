@@ -8,7 +8,7 @@ import torch
 import zarr
 
 from sedd_graph.cli.main import run as command
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.activations import recording
 from sedd_graph.runs.invert import invert_run

@@ -19,7 +19,7 @@ import zarr
 from sedd_graph.cli.main import run as command
 from sedd_graph.diffusion.tokens.groups import Groups
 from sedd_graph.diffusion.tokens.stage import Stage
-from sedd_graph.engine.process import SampleRequest
+from sedd_graph.engine.samples import SampleRequest
 from sedd_graph.errors import UserError
 from sedd_graph.runs.edit import Span, edit_run, replace_in, span_in
 from sedd_graph.runs.invert import invert_run, restore_run

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from sedd_graph.cli import main as cli
+from sedd_graph.engine.measure import measure
 from sedd_graph.engine.peak import PeakMemory, allocated_peak
 from sedd_graph.runs.check import check
+from sedd_graph.runs.distilled import distiller
 from sedd_graph.runs.memory import measure_training
 from sedd_graph.runs.open import make_engine, read_data
 from sedd_graph.runs.trial import try_step
@@ -74,6 +76,29 @@ def test_the_trial_is_a_step_of_training(
     assert trial.peak_bytes is not None
     assert 0.5 < trial.peak_bytes / trial.estimate_bytes < 1.6
     assert f"of a step of {rows} rows in {dtype}" in trial.text(CPU)
+
+
+@pytest.mark.parametrize(("op", "passes", "trained"), [("consistency", 4, 1), ("idlm", 7, 2)])
+def test_distillation_is_estimated_with_all_of_its_networks(
+    small: Callable[..., Path], op: str, passes: int, trained: int
+) -> None:
+    report = check(small(), [f"distill.op={op}"])
+    cost, alone = measure_training(report), measure_training(check(small()))
+    engine = make_engine(report, device=CPU, compile="off")
+    weights = 4 * sum(p.numel() for p in engine.model.parameters())
+    engine = distiller(engine, report)
+    engine.compile("off")
+    trial = try_step(engine, read_data(report, root=small().parent), report.train, cost)
+    # with weights, gradients and two moments each; one weight average, and the teacher
+    assert (cost.passes, alone.passes) == (passes, 3)
+    assert cost.state_bytes == weights * (4 * trained + 2)
+    assert alone.state_bytes == weights * 5
+    whole = measure(report.graph, report.registry, batch=cost.batch, length=cost.length).saved_bytes
+    assert cost.saved_bytes == trained * whole
+    assert trial.finite
+    assert trial.peak_bytes is not None
+    assert trial.peak_bytes > cost.state_bytes
+    assert 0.8 < trial.peak_bytes / trial.estimate_bytes < 3
 
 
 def test_build_says_what_a_step_takes(small: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.engine.process import Process, Prompt, SampleRequest, TextWithHoles
+from sedd_graph.engine.process import Process
+from sedd_graph.engine.samples import Prompt, SampleRequest, TextWithHoles
 from sedd_graph.errors import UserError
 from sedd_graph.runs.memory import require_sampling_memory
 from sedd_graph.runs.open import Run

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from sedd_graph.diffusion.conditions.conditions import Conditions
-from sedd_graph.engine.process import Process, Prompt, TextWithHoles
+from sedd_graph.engine.process import Process
+from sedd_graph.engine.samples import Prompt, TextWithHoles
 from sedd_graph.errors import UserError, suggest
 from sedd_graph.runs.prompts import answer_seed
 from sedd_graph.runs.sample import read_prompt
