@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from sedd_graph.errors import UserError
@@ -107,6 +108,28 @@ def test_shards_are_one_model(one: Path, tmp_path: Path) -> None:
             shutil.copy(path / name, only)
     seen = HuggingFaceStorageReader(str(only)).read_metadata().state_dict_metadata
     assert {name: tuple(v.size) for name, v in seen.items()} == {n: tuple(v.shape) for n, v in whole(two, 6, MODEL).items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "equal"), [("consistency", 3), ("idlm", 1)])
+def test_replicas_train_one_student(op: str, equal: int, one: Path, tmp_path: Path) -> None:
+    """Two processes resume a distillation from one, and change its teacher. ``idlm`` has the baseline of a process's own rows."""
+    rounds = ["distill.rounds=2"] if op == "consistency" else []
+    changes = [f"distill.op={op}", *rounds, "train.steps=4", "train.parallel.shard=1", "train.checkpoint={every: 1, keep: 9}"]  # fmt: skip
+    where = ["--runs", str(tmp_path / "runs"), "--path-to", str(tmp_path / "at"), *CPU]
+    run_in_fork(tmp_path, "distill", str(one), *changes, *where)
+    run = Path((tmp_path / "at").read_text())
+    two = tmp_path / "two"
+    shutil.copytree(run, two)
+    for step in (2, 3, 4):
+        shutil.rmtree(two / "checkpoints" / f"step-{step:08d}")
+    train(two, 2, "--resume", "auto")
+    whole_run, found = losses(run), losses(two)
+    assert len(found) == len(whole_run)
+    assert found[: 1 + equal] == pytest.approx(whole_run[: 1 + equal], rel=1e-4)
+    last, expected = (load_file(r / "checkpoints/step-00000004/helpers.safetensors") for r in (two, run))
+    assert last.keys() == expected.keys()
+    for name in expected if op == "consistency" else [name for name in expected if name.startswith("teacher.")]:
+        torch.testing.assert_close(last[name], expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_shards_start_with_the_weights_of_one_process(one: Path, tmp_path: Path) -> None:
