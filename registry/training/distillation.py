@@ -149,8 +149,8 @@ class IDLM(Distillation, kind="distillation"):
     config: Config
 
     @property
-    def least_at(self) -> Optimum:
-        return "data"
+    def least_at(self) -> Optimum | None:
+        return "data" if self.config.credit == "row" else None
 
     def heuristic(self) -> str | None:
         if self.config.credit == "row":
@@ -162,7 +162,10 @@ class IDLM(Distillation, kind="distillation"):
 
     def draw(self, process: Distillable, batch: Any, number: int, random: Randomness) -> Generated:
         t = T_MIN + (1 - T_MIN) * process.times(batch, random)
-        pair = process.pair(batch, t / 2, t, random)
+        return self.at(process, batch, t / 2, t, random)
+
+    def at(self, process: Distillable, batch: Any, s: Tensor, t: Tensor, random: Randomness) -> Generated:
+        pair = process.pair(batch, s, t, random)
         uniform = random.rand48(len(batch), batch.width).to(t.device)
         generator = random.generator
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

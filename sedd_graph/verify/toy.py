@@ -6,6 +6,7 @@ positions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
@@ -114,6 +115,12 @@ class Toy:
     def counts(self, rows: Tensor) -> Tensor:
         """Return how often each sequence occurs among rows of data tokens int64 [b, l], float64 [s]."""
         return torch.bincount(self.code(rows, self.tokens), minlength=len(self.law)).double()
+
+    def distributed(self, law: Tensor) -> Toy:
+        """Return a toy with the same sequences and other probabilities, float64 [s]."""
+        other = copy.copy(self)
+        other.law = law
+        return other
 
     @staticmethod
     def code(rows: Tensor, base: int) -> Tensor:

@@ -18,12 +18,14 @@ from sedd_graph.verify import distillation
 
 SIX = ["mdlm-tiny", "sedd-uniform-tiny", "mixture-tiny", "power-tiny", "bd3lm-tiny", "did-tiny"]
 FORWARD = Consistency(Consistency.Config(divergence="forward"))
+ROW = IDLM(IDLM.Config(credit="row"))
 
 
 @pytest.fixture(autouse=True)
 def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "ROWS", 12_000)
     monkeypatch.setattr(distillation, "BOUND_ROWS", 30_000)
+    monkeypatch.setattr(distillation, "GRADIENT_ROWS", 100_000)
     monkeypatch.setattr(distillation, "LEVELS", ((0.5, 1.0),))
 
 
@@ -46,9 +48,9 @@ def test_forward_consistency_is_least_at_the_posterior(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mdlm-tiny", "sedd-uniform-tiny"])
 def test_idlm_is_the_divergence_from_the_data(name: str) -> None:
-    found = proved(name, IDLM(IDLM.Config(credit="row")))
+    found = proved(name, ROW)
     assert {c.holds for c in found.values()} == {True}, found
-    assert "distill.data" in found
+    assert {"distill.data", "distill.gradient", "distill.follower"} <= found.keys()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_idlm_is_the_divergence_from_the_data(name: str) -> None:
 def test_a_heuristic_is_called_one(objective: Distillation) -> None:
     found = proved("mdlm-tiny", objective)
     assert found["distill.heuristic"].holds is None
-    assert "distill.optimum" not in found
+    assert not {"distill.optimum", "distill.gradient"} & found.keys()
     assert not [c for c in found.values() if c.holds is False]
 
 
@@ -148,7 +150,7 @@ def test_a_loss_that_draws_is_caught() -> None:
 def test_a_bound_that_is_not_the_processs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = TokenDistillable.nats
     monkeypatch.setattr(TokenDistillable, "nats", lambda self, *arguments: 0.5 * original(self, *arguments))
-    assert failing("mdlm-tiny", IDLM(IDLM.Config(credit="row"))) == {"distill.data"}
+    assert failing("mdlm-tiny", ROW) == {"distill.data", "distill.gradient"}
 
 
 def test_lower_states_follow_the_posterior_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,3 +159,38 @@ def test_lower_states_follow_the_posterior_of_the_kernel(monkeypatch: pytest.Mon
         token_distillation, "lower_states", lambda *a: original(a[0], a[1], a[2], a[3], 0.5 * a[4], a[5])
     )
     assert "distill.pairs" in failing("mdlm-tiny")
+
+
+def scaled(value: Tensor, factor: float) -> Tensor:
+    """Return the same values, whose gradient is multiplied."""
+    return factor * value + (1 - factor) * value.detach()
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 0.5])
+@pytest.mark.parametrize("network", ["student", "follower"])
+def test_another_gradient_than_that_of_the_divergence_is_caught(network: str, factor: float) -> None:
+    class Scaled(IDLM, kind="distillation"):
+        Config = IDLM.Config
+
+        def loss(self, process: Any, networks: Networks, draw: Any, batch: Any) -> Tensor:
+            original = getattr(networks, network)
+
+            def changed(at: Any, rows: Any) -> dict[str, Tensor]:
+                return {name: scaled(value, factor) for name, value in original(at, rows).items()}
+
+            return super().loss(process, networks._replace(**{network: changed}), draw, batch)
+
+    expected = {"student": {"distill.gradient"}, "follower": set[str]() if factor > 0 else {"distill.follower"}}[
+        network
+    ]
+    if (network, factor) == ("student", 0.0):
+        expected |= {"distill.loss"}
+    assert failing("mdlm-tiny", Scaled(ROW.config)) == expected
+
+
+def test_credit_of_a_tokens_own_terms_is_not_the_gradient_of_the_divergence() -> None:
+    class Claims(IDLM, kind="distillation"):
+        Config = IDLM.Config
+        least_at = "data"
+
+    assert failing("mdlm-tiny", Claims(IDLM.Config(credit="token"))) == {"distill.gradient"}
