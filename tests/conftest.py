@@ -1,5 +1,6 @@
 """Shared by all tests: a small blueprint as text, and a way to change it."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -45,6 +46,16 @@ sample: {op: ancestral, steps: 8}
 data: {tokenizer: {op: characters, size: 128}, length: 32}
 train: {steps: 6, batch: 8, warmup: 2, compile: "off", log_every: 1, evaluate: null, checkpoint: {every: 3}}
 """
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and collected tests, which stay to the end, out of each later garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

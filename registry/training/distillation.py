@@ -36,8 +36,8 @@ class Consistency(Distillation, kind="distillation"):
     x_s and x_t are drawn jointly given the clean row, by the process itself. The forward divergence is least at the mean of
     the teacher's predictions over x_s given x_t. For a perfect teacher that is the true posterior, since x_0, x_s and x_t are a
     Markov chain. (Duo, arXiv 2506.10892, has the same divergence for the kernel ``uniform``, with pairs of its own.) The reverse
-    divergence seeks modes; it is least at the normalised geometric mean of the teacher's predictions, and its student is not
-    the distribution of the data but a heuristic for few steps, as SDTT's is (arXiv 2410.21035).
+    divergence seeks modes; it is least at the normalised geometric mean of the teacher's predictions, at tokens that x_s does
+    not reveal, and its student is not the distribution of the data but a heuristic for few steps, as SDTT's is (arXiv 2410.21035).
     """
 
     class Config(ComponentConfig):

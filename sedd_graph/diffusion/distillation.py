@@ -37,8 +37,7 @@ __all__ = [
 LEAST = 1e-20
 """Smallest probability or expected number in a divergence."""
 UNLIKELY = 1e-6
-"""Smallest prediction of a teacher in the reverse divergence. A teacher that sees the clean token at x_s predicts nothing else: the
-student is then drawn towards that token, by at most 13.8 nats."""
+"""Smallest prediction of a teacher in the reverse divergence, so that one noisy row x_s excludes a token by 13.8 nats at most."""
 T_MIN = 1e-4
 """Smallest time of a student; the teacher's is half of it at least."""
 Direction = Literal["forward", "reverse"]
@@ -112,7 +111,8 @@ class Distillable(ABC):
         """Return the divergence of the student's prediction at x_t from the teacher's at x_s, summed over each row.
 
         Each position, or edit, is weighted by 1 / (probability that noise has changed a token at x_t), so that no noise
-        level is favoured.
+        level is favoured. The reverse divergence leaves out what noise has changed between s and t: there the teacher sees at
+        x_s what the student must predict, and the geometric mean of many such certainties is nearly flat.
 
         Args:
             student: The student's outputs at ``pair.upper``.

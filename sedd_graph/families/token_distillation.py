@@ -190,7 +190,13 @@ class TokenDistillable(Distillable, Redraws):
             p = self._below(teacher, pair.lower, at, below).detach()
             log_q, log_p = q.clamp(min=LEAST).log(), p.clamp(min=LEAST if direction == "forward" else UNLIKELY).log()
             kl = (p * (log_p - log_q) if direction == "forward" else q * (log_q - log_p)).sum(-1)
-            nats = torch.where(at.valid, kl, 0.0).sum(-1) / -torch.expm1(-sigma)
+            counts = at.valid
+            if (
+                direction == "reverse"
+            ):  # at a token that noise has changed after s, the teacher sees what it must predict
+                row, place = at.row[:, None], at.place
+                counts = counts & (pair.lower.xt[row, place] == pair.upper.xt[row, place])
+            nats = torch.where(counts, kl, 0.0).sum(-1) / -torch.expm1(-sigma)
             return torch.zeros(len(batch), device=kl.device).index_add(0, at.row, nats)
 
 

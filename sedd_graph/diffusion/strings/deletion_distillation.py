@@ -79,33 +79,48 @@ class DeletionDistillable(Distillable):
         found: Mapping[str, Tensor] = self.objective.rates(outputs, strings, batch.width)
         return found["log_insert"].float().masked_fill(~draw.attend[..., None], 0.0)
 
-    def target(self, teacher: Outputs, pair: Pair, batch: Batch) -> Tensor:
+    def target(self, teacher: Outputs, pair: Pair, batch: Batch, *, seen: bool) -> Tensor:
         """Return the expected number of times that each token is missing in each gap of x_t, by the teacher at x_s.
+
+        Both forms have the same mean over x_s given x_t.
 
         Args:
             teacher: The teacher's outputs at x_s.
             pair: The coupled draws.
             batch: The clean rows.
+            seen: True to add the tokens of x_s that are missing in x_t to what the teacher predicts; False to divide what
+                it predicts by the probability that a token that is missing in x_t is missing in x_s.
 
         Returns:
             float32 [b, w_t, v].
         """
         lower, upper, link = pair.lower, pair.upper, pair.link
         each: Tensor = self._log_missing(teacher, lower, batch).exp() * lower.attend[..., None]
-        token = lower.xt.clamp(max=each.shape[-1] - 1)[..., None]
-        each = each.scatter_add(-1, token, link.deleted[..., None].float())
+        if seen:
+            token = lower.xt.clamp(max=each.shape[-1] - 1)[..., None]
+            each = each.scatter_add(-1, token, link.deleted[..., None].float())
+        else:
+            each = each / _earlier(pair)[:, None, None]
         out = each.new_zeros(len(each), upper.xt.shape[1], each.shape[-1])
         return out.scatter_add(1, link.gap[..., None].expand_as(each), each)
 
     def divergence(self, student: Outputs, teacher: Outputs, pair: Pair, batch: Batch, direction: Direction) -> Tensor:
         with full_precision(pair.upper.xt):
             log_r = self._log_missing(student, pair.upper, batch)
-            a = self.target(teacher, pair, batch).detach().clamp(min=LEAST)
+            forward = direction == "forward"
+            # a geometric mean over x_s, where the reverse divergence is least, may have no 0 and 1 that x_s alone decides
+            a = self.target(teacher, pair, batch, seen=forward).detach().clamp(min=LEAST)
             gap, log_a = log_r.exp() - a, a.log()
-            nats = a * (log_a - log_r) + gap if direction == "forward" else log_r.exp() * (log_r - log_a) - gap
+            nats = a * (log_a - log_r) + gap if forward else log_r.exp() * (log_r - log_a) - gap
             total = torch.where(pair.upper.attend, nats.sum(-1), 0.0).sum(-1)
             found: Tensor = total / -torch.expm1(-pair.upper.sigma)
-            return found
+            return found if forward else found * _earlier(pair)
+
+
+def _earlier(pair: Pair) -> Tensor:
+    """Return the probability that a token that is missing in x_t is missing in x_s, float32 [b]."""
+    found: Tensor = torch.expm1(-pair.lower.sigma) / torch.expm1(-pair.upper.sigma)
+    return found
 
 
 def _draw(strings: Strings, sigma: Tensor) -> StringDraw:
