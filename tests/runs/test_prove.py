@@ -43,7 +43,17 @@ def test_python_refuses_what_the_proof_refuses(monkeypatch: pytest.MonkeyPatch) 
 def test_training_records_the_step_at_which_a_block_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = tmp_path / "marker"
     command = ["build", str(find_blueprint("sedd-reversible-tiny")), *CHANGES, "train.steps=4", "train.log_every=1"]
-    command += ["train.budget_s=null", "--compile", "off", "--path-to", str(marker), "--runs", str(tmp_path)]
+    command += [
+        "train.budget_s=null",
+        "--proof",
+        "quick",
+        "--compile",
+        "off",
+        "--path-to",
+        str(marker),
+        "--runs",
+        str(tmp_path),
+    ]
     assert cli.run(command) == 0
     inverted, calls = LayerRun.invert, 0
 

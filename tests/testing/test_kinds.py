@@ -343,12 +343,12 @@ def test_every_kind_has_a_liar_with_wrong_numbers() -> None:
     "op",
     [
         *("add", "absorb", "loglinear", "masked_count", "score_entropy", "ancestral", "exact_likelihood"),
-        *("delete", "edit_flow_loss", "string_tau"),
+        *("delete", "edit_flow_loss"),
         *("builtin", "two_moons", "eight_gaussians", "characters", "bytes", "bpe", "adamw", "muon"),
         *("constant", "cosine_decay", "linear_decay", "pretrained"),
         *(
             pytest.param(op, marks=pytest.mark.slow)
-            for op in ("analytic", "mask_delete", "edit_flow", "dise", "flexmdm", "flexmdm_tau")
+            for op in ("analytic", "string_tau", "mask_delete", "edit_flow", "dise", "flexmdm", "flexmdm_tau")
         ),
     ],
 )
