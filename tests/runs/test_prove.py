@@ -22,9 +22,9 @@ def test_python_proves_as_the_command_line_does(tmp_path: Path) -> None:
     command = ["build", str(blueprint), *CHANGES, "--compile", "off", "--path-to", str(marker), "--runs", str(tmp_path)]
     assert cli.run(command) == 0
     written = json.loads((Path(marker.read_text()) / "certificate.json").read_text())["checks"]
-    engine = sedd_graph.build(marker.read_text(), device="cpu", compile="off", prove=True)
+    engine = sedd_graph.build(blueprint, CHANGES, device="cpu", compile="off", prove=True)
     assert [(c.name, c.holds) for c in engine.checks] == [(c["name"], c["holds"]) for c in written]
-    assert not sedd_graph.build(blueprint, CHANGES, device="cpu", compile="off").checks
+    assert not sedd_graph.build(marker.read_text(), device="cpu", compile="off").checks
 
 
 def test_python_refuses_what_the_proof_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
