@@ -41,9 +41,9 @@ class Consistency(Distillation, kind="distillation"):
     """
 
     class Config(ComponentConfig):
-        divergence: Direction = "reverse"
-        """``reverse``, KL(student || teacher): a heuristic that seeks modes, for few steps. ``forward``, KL(teacher || student):
-        least at the true posterior if the teacher is perfect, so that it sharpens nothing."""
+        divergence: Direction = "forward"
+        """``forward``, KL(teacher || student): least at the true posterior if the teacher is perfect, so that it sharpens
+        nothing. ``reverse``, KL(student || teacher): a heuristic that seeks modes."""
         pairs: Literal["data", "student"] = "data"
         """Who draws x_s given x_t: ``data``, by the process given the clean row; ``student``, a step of its own sampler, which is
         a heuristic."""
