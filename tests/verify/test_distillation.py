@@ -77,7 +77,12 @@ def test_a_heuristic_is_called_one(objective: Distillation) -> None:
 def enumerated(name: str, monkeypatch: pytest.MonkeyPatch) -> DistillationCase:
     """The enumerated data set that a process is proved on."""
     found: list[DistillationCase] = []
-    monkeypatch.setattr(distillation, "prove_distillation", lambda case, objective: found.append(case) or [])
+
+    def keep(case: DistillationCase, objective: Distillation) -> list[Check]:
+        found.append(case)
+        return []
+
+    monkeypatch.setattr(distillation, "prove_distillation", keep)
     proved(name, FORWARD)
     return found[0]
 
