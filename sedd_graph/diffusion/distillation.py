@@ -226,7 +226,7 @@ class Distillation(Plain, ABC):
             t: Times of the student.
             random: Source of random numbers.
         """
-        raise NotImplementedError(f"{type(self).__name__} claims an optimum and must define 'at'")
+        raise NotImplementedError(f"{type(self).__name__} claims an optimum, or has a follower, and must define 'at'")
 
     def describe_round(self, number: int) -> str:
         """Return what changes in a round, counted from 0, for the user."""

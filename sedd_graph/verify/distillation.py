@@ -382,13 +382,14 @@ def _gradient(case: DistillationCase, objective: Distillation) -> Check:
 def _follower(case: DistillationCase, objective: Distillation) -> Check:
     """Verify that the gradient of a wrong follower leads towards the network that is perfect for the student's rows."""
     name, claim = "distill.follower", "the follower is trained towards the perfect network for the student's rows"
-    if (found := _imperfect(case, _middle(case)[1])) is None:
+    s, t = _middle(case)
+    if (found := _imperfect(case, t)) is None:
         return Check(name, claim, None, "not enumerated for this process", "")
     table, students = found
     _, perfect = students.divergence(table)
     generator = torch.Generator().manual_seed(79)
     batch, leaf, moved = case.draw(ROWS, generator), dict[str, Tensor](), dict[str, Tensor]()
-    draw = objective.draw(case.process, batch, 0, Randomness(generator))
+    draw = objective.at(case.process, batch, *_times(case, batch, s, t, generator), Randomness(generator))
 
     def wrong(at: object, rows: Batch) -> Outputs:
         exact, code = perfect(at, rows), case.code(at, rows)
