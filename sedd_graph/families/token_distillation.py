@@ -191,9 +191,8 @@ class TokenDistillable(Distillable, Redraws):
             log_q, log_p = q.clamp(min=LEAST).log(), p.clamp(min=LEAST if direction == "forward" else UNLIKELY).log()
             kl = (p * (log_p - log_q) if direction == "forward" else q * (log_q - log_p)).sum(-1)
             counts = at.valid
-            if (
-                direction == "reverse"
-            ):  # at a token that noise has changed after s, the teacher sees what it must predict
+            if direction == "reverse":
+                # where noise has changed a token after s, the teacher sees what the student must predict
                 row, place = at.row[:, None], at.place
                 counts = counts & (pair.lower.xt[row, place] == pair.upper.xt[row, place])
             nats = torch.where(counts, kl, 0.0).sum(-1) / -torch.expm1(-sigma)

@@ -122,9 +122,8 @@ def _samples(run: Run, path: Path | None) -> tuple[Path, Ids, Mapping[str, objec
     facts = dict(group.attrs)
     if facts.get("blueprint") != run.digest:
         raise UserError(f"{store} was not drawn from {run.path}: its tokens are those of another blueprint")
-    settings = facts.pop(
-        "settings", None
-    )  # of the sampler, which may differ from the blueprint's; older samples have none
+    # settings of the sampler, which may differ from the blueprint's; older samples have none
+    settings = facts.pop("settings", None)
     attributes = {key: value for key, value in facts.items() if key not in ("prompt", "mask", "pad", "end", "hashes")}
     drawn = settings if isinstance(settings, Mapping) else run.plan.sampling()
     how = {**drawn, **attributes, "infilled": "prompt" in facts}
