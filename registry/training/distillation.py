@@ -136,15 +136,17 @@ class IDLM(Distillation, kind="distillation"):
     of the data. The minimum over f is that of a third network, the follower, which is trained on the student's rows. Where L is
     tight, as in continuous time, the difference is KL(p || p*), p* being the distribution that the teacher was trained on: it is
     least at p = p* alone. The gradient for discrete rows is that of the score function (REINFORCE), whose variance
-    ``credit: token`` reduces at the price of a bias.
+    ``credit: token`` reduces at the price of a bias. ``credit: prediction`` takes, in place of the drawn token, the mean over all
+    tokens that the student may draw there, as Di[M]O does for masks (arXiv 2503.15457).
     """
 
     follows = True
 
     class Config(ComponentConfig):
-        credit: Literal["token", "row"] = "token"
+        credit: Literal["token", "row", "prediction"] = "token"
         """Which terms of the bound a drawn token answers for: ``row``, all of its row, an unbiased gradient of large variance;
-        ``token``, those at its own position, a heuristic that leaves out its effect on others."""
+        ``token``, those at its own position, a heuristic that leaves out its effect on others. ``prediction``: as ``token``, but
+        all tokens that may be drawn answer, by what teacher and follower predict there."""
 
     config: Config
 
@@ -155,7 +157,7 @@ class IDLM(Distillation, kind="distillation"):
     def heuristic(self) -> str | None:
         if self.config.credit == "row":
             return None
-        return "with credit: token a drawn token answers for the terms at its own position alone, so that the gradient is biased"
+        return f"with credit: {self.config.credit} a token answers for its own position alone, so that the gradient is biased"
 
     def lacks(self, process: Distillable) -> str | None:
         return process.lacks() or (_REDRAWS if process.redraws() is None else None)
@@ -175,14 +177,19 @@ class IDLM(Distillation, kind="distillation"):
         redraws, upper = process.redraws(), draw.pair.upper
         if redraws is None or networks.follower is None:
             raise UserError(f"idlm needs {_REDRAWS}")
-        rows, log_p = redraws.reconstructed(networks.student(upper, batch), upper, batch, draw.uniform)
+        student = networks.student(upper, batch)
+        rows, log_p = redraws.reconstructed(student, upper, batch, draw.uniform)
         noisy = redraws.noised(rows, draw.random())
-        follower = redraws.nats(networks.follower(noisy, rows), noisy, rows)
+        follower, teacher = networks.follower(noisy, rows), networks.teacher(noisy, rows)
+        nats = redraws.nats(follower, noisy, rows)
         with torch.no_grad():
-            excess = redraws.nats(networks.teacher(noisy, rows), noisy, rows) - follower.detach()
+            excess = redraws.nats(teacher, noisy, rows) - nats
             value = excess.sum(-1)
+        if self.config.credit == "prediction":
+            trained = redraws.excess(student, upper, teacher, follower, noisy, rows)
+        else:
             others = (value.sum() - value) / max(1, len(value) - 1)
             credit = (value - others)[:, None] if self.config.credit == "row" else excess - excess.mean()
-        student = (credit * log_p).sum(-1)
-        trained = student + follower.sum(-1)
+            trained = (credit * log_p).sum(-1)
+        trained = trained + nats.sum(-1)
         return value + trained - trained.detach()

@@ -37,7 +37,7 @@ __all__ = [
 LEAST = 1e-20
 """Smallest probability or expected number in a divergence."""
 UNLIKELY = 1e-6
-"""Smallest prediction of a teacher in the reverse divergence, so that one noisy row x_s excludes a token by 13.8 nats at most."""
+"""Smallest prediction of a teacher in the reverse divergence, and of a judge of the student's tokens, so that one noisy row x_s excludes a token by 13.8 nats at most."""
 T_MIN = 1e-4
 """Smallest time of a student; the teacher's is half of it at least."""
 Direction = Literal["forward", "reverse"]
@@ -175,6 +175,28 @@ class Redraws(ABC):
             outputs: Outputs at ``draw``.
             draw: What :meth:`noised` returned.
             batch: The clean rows.
+        """
+
+    @abstractmethod
+    def excess(
+        self, student: Outputs, draw: Any, teacher: Outputs, follower: Outputs, noisy: Any, batch: Any
+    ) -> Tensor:
+        """Return how much less likely the teacher finds the student's tokens than the follower does, given a noisy row.
+
+        It is the mean of log f(x_0) - log f*(x_0), for the predictions f of the follower and f* of the teacher at the noisy row,
+        over the student's prediction of x_0 given x_t and the noisy token at its position; summed over the row, and weighted by
+        1 / (probability that noise has changed a token at the noisy row).
+
+        Args:
+            student: The student's outputs at ``draw``.
+            draw: Noisy rows x_t of the data.
+            teacher: The teacher's outputs at ``noisy``, taken without gradient.
+            follower: The follower's, likewise.
+            noisy: What :meth:`noised` returned for rows that the student drew at ``draw``.
+            batch: These rows.
+
+        Returns:
+            Nats, float32 [b].
         """
 
 

@@ -130,9 +130,7 @@ class TokenDistillable(Distillable, Redraws):
     def reconstructed(self, outputs: Outputs, draw: Draw, batch: Batch, uniform: Tensor) -> tuple[Batch, Tensor]:
         at = self._groups(self.objective.read_positions(draw, batch, self.kernel), batch)
         with full_precision(draw.xt):
-            law = self._below(outputs, draw, at, torch.zeros_like(draw.sigma.flatten()[at.unit]))
-            if self.kernel.mask is not None:
-                law = law.index_fill(-1, torch.tensor([self.kernel.mask], device=law.device), 0.0)
+            law = self._data(self._below(outputs, draw, at, torch.zeros_like(draw.sigma.flatten()[at.unit])))
             flat = law.flatten(0, 1)
             drawn = pick(flat.detach(), uniform[at.row[:, None], at.place].flatten())[0]
             log_p = (take(flat, drawn).clamp(min=LEAST).log() - flat.sum(-1).clamp(min=LEAST).log()).view_as(at.place)
@@ -156,6 +154,22 @@ class TokenDistillable(Distillable, Redraws):
         place = at.row * batch.width + at.place[:, 0]
         return torch.zeros(batch.tokens.numel(), device=each.device).index_put((place,), each).view(batch.tokens.shape)
 
+    def excess(
+        self, student: Outputs, draw: Draw, teacher: Outputs, follower: Outputs, noisy: Draw, batch: Batch
+    ) -> Tensor:
+        read = [self.objective.read_positions(x, batch, self.kernel) for x in (draw, noisy)]
+        at = self._groups(read[0] & read[1], batch)
+        sigma = noisy.sigma.flatten()[at.unit]
+        zero = torch.zeros_like(sigma)
+        with full_precision(draw.xt):
+            q = self._data(self._below(student, draw, at, zero))
+            # the noisy token was drawn from the clean one, and tells of it
+            q = self.kernel.posterior(q, noisy.xt[at.row[:, None], at.place], sigma, zero).clamp(min=0)
+            q = q / q.sum(-1, keepdim=True).clamp(min=tiny(q))
+            f, p = (self._below(x, noisy, at, zero).detach().clamp(min=UNLIKELY).log() for x in (follower, teacher))
+            nats = torch.where(at.valid, (q * (f - p)).sum(-1), 0.0).sum(-1) / -torch.expm1(-sigma)
+            return torch.zeros(len(batch), device=nats.device).index_add(0, at.row, nats)
+
     # -- predictions ------------------------------------------------------------------------------------------------
 
     def run(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Outputs, dict[str, Tensor]]:
@@ -170,6 +184,12 @@ class TokenDistillable(Distillable, Redraws):
         law = lower_posterior(found, Draw(x, sigma, sigma, sigma, sigma), self.kernel, below).clamp(min=0)
         # a network may give log-probabilities up to a constant
         return law / law.sum(-1, keepdim=True).clamp(min=tiny(law))
+
+    def _data(self, law: Tensor) -> Tensor:
+        """Return probabilities of states [..., n] with 0 for the mask, which is no clean token."""
+        if self.kernel.mask is None:
+            return law
+        return law.index_fill(-1, torch.tensor([self.kernel.mask], device=law.device), 0.0)
 
     def _compared(self, pair: Pair) -> Tensor:
         """Return total noise of the state whose distributions are compared, of the shape of the times.

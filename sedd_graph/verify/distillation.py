@@ -109,7 +109,7 @@ def prove_distillation(case: DistillationCase, objective: Distillation) -> list[
         checks = [_pairs(case), *_runs(case, objective)]
         if objective.least_at == "posterior":
             checks.append(_optimum(case, objective))
-        elif objective.least_at == "data":
+        elif objective.least_at == "data" or objective.follows:
             checks.append(_gradient(case, objective))
         if objective.follows:
             checks += [_data(case), _follower(case, objective)]
@@ -347,9 +347,12 @@ def _student(case: DistillationCase, table: Outputs, asked: dict[str, Tensor]) -
 def _gradient(case: DistillationCase, objective: Distillation) -> Check:
     """Verify that the mean gradient of an imperfect student is that of KL(p || p*), by enumeration and autograd.
 
-    The gradients are compared along that of the divergence, and along random directions.
+    The gradients are compared along that of the divergence, and along random directions. That of an objective which does not
+    claim the distribution of the data need only lead down.
     """
     name, claim = "distill.gradient", "the mean gradient of the student is that of KL(p || data), p being its rows"
+    if objective.least_at != "data":
+        name, claim = "distill.direction", "the mean gradient of the student lowers KL(p || data), p being its rows"
     s, t = _middle(case)
     if (found := _imperfect(case, t)) is None:
         return Check(name, claim, None, "not enumerated for this process", "")
@@ -375,7 +378,9 @@ def _gradient(case: DistillationCase, objective: Distillation) -> Check:
     off = ((mean - expected).abs() - slack).clamp(min=0) / error
     share, least = float(mean[0] / expected[0]), float(error[0] / expected[0])
     value = f"{share:.3f} +- {least:.3f} times the gradient; at most {float(off.max()):.1f} standard errors along {len(along)} directions"
-    holds = float(off.max()) < DEVIATIONS and share > DEVIATIONS * least
+    holds = share > DEVIATIONS * least
+    if objective.least_at == "data":
+        holds = holds and float(off.max()) < DEVIATIONS
     return Check(name, claim, holds, value, f"{len(batch):,} rows, an imperfect student, its follower perfect")
 
 

@@ -64,14 +64,49 @@ def test_idlm_is_the_divergence_from_the_data(name: str) -> None:
         Consistency(Consistency.Config(divergence="reverse")),
         Consistency(Consistency.Config(divergence="forward", pairs="student")),
         IDLM(IDLM.Config()),
+        IDLM(IDLM.Config(credit="prediction")),
     ],
-    ids=["reverse", "student", "token"],
+    ids=["reverse", "student", "token", "prediction"],
 )
 def test_a_heuristic_is_called_one(objective: Distillation) -> None:
     found = proved("mdlm-tiny", objective)
     assert found["distill.heuristic"].holds is None
     assert not {"distill.optimum", "distill.gradient"} & found.keys()
     assert not [c for c in found.values() if c.holds is False]
+
+
+@pytest.mark.parametrize("credit", ["token", "prediction"])
+@pytest.mark.parametrize("name", ["mdlm-tiny", "sedd-uniform-tiny", "mixture-tiny", "power-tiny"])
+def test_heuristic_credit_leads_towards_the_data(name: str, credit: Any) -> None:
+    found = proved(name, IDLM(IDLM.Config(credit=credit)))
+    assert found["distill.direction"].holds, found["distill.direction"]
+
+
+def test_the_credit_of_a_prediction_is_the_mean_of_that_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under masks whose tokens all have one rate, where the noisy token tells nothing of the clean one; with less variance."""
+    monkeypatch.setattr(distillation, "SLACK", 0.0)
+    case = enumerated("mdlm-tiny", monkeypatch)
+    table, students = distillation._imperfect(case, 0.7) or pytest.fail("students are enumerated")
+    _, follower = students.divergence(table)
+    generator = torch.Generator().manual_seed(5)
+    batch, directions = case.draw(80_000, generator), torch.randn(8, *table["log_x0"].shape, generator=generator)
+
+    def along(credit: Any) -> Tensor:
+        """Gradients of each row along the directions, [b, 8]."""
+        objective, asked = IDLM(IDLM.Config(credit=credit)), dict[str, Tensor]()
+        s, t = (torch.full((len(batch),), v) for v in (0.3, 0.7))
+        draw = objective.at(case.process, batch, s, t, Randomness(torch.Generator().manual_seed(7)))
+        with torch.enable_grad():
+            networks = Networks(distillation._student(case, table, asked), case.perfect, follower)
+            loss = objective.loss(case.process, networks, draw, batch)
+            (given,) = torch.autograd.grad(loss.sum(), [asked["log_x0"]])
+        return torch.stack([(given * d[asked["code"]]).double().flatten(1).sum(1) for d in directions], 1)
+
+    token, prediction = along("token"), along("prediction")
+    off = (token - prediction).mean(0).abs() / ((token - prediction).std(0) / len(batch) ** 0.5)
+    assert float(off.max()) < 5
+    assert float((prediction.mean(0).abs() / (prediction.std(0) / len(batch) ** 0.5)).max()) > 10
+    assert bool((prediction.var(0) < 0.7 * token.var(0)).all())
 
 
 def enumerated(name: str, monkeypatch: pytest.MonkeyPatch) -> DistillationCase:
@@ -226,7 +261,7 @@ def test_lower_states_follow_the_posterior_of_the_kernel(monkeypatch: pytest.Mon
     assert "distill.pairs" in failing("mdlm-tiny")
 
 
-def with_gradient(network: str, factor: float) -> Distillation:
+def with_gradient(network: str, factor: float, config: Any = ROW.config) -> Distillation:
     """``idlm`` with the gradients of one network multiplied."""
 
     class Scaled(IDLM, kind="distillation"):
@@ -240,12 +275,18 @@ def with_gradient(network: str, factor: float) -> Distillation:
 
             return super().loss(process, networks._replace(**{network: changed}), draw, batch)
 
-    return Scaled(ROW.config)
+    return Scaled(config)
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.5])
 def test_another_gradient_than_that_of_the_divergence_is_caught(factor: float) -> None:
     assert failing("mdlm-tiny", with_gradient("student", factor)) == {"distill.gradient"}
+
+
+@pytest.mark.parametrize("credit", ["token", "prediction"])
+def test_heuristic_credit_with_the_wrong_sign_is_caught(credit: Any) -> None:
+    objective = with_gradient("student", -1.0, IDLM.Config(credit=credit))
+    assert failing("mdlm-tiny", objective) == {"distill.direction"}
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0])
