@@ -1,4 +1,4 @@
-"""The enumerated case of distillation on strings (:mod:`sedd_graph.verify.distillation`).
+"""The enumerated case of distillation on strings (:mod:`sedd_graph.verify.distillation_case`).
 
 Axes: b strings, c clean strings, s strings.
 """
@@ -14,7 +14,7 @@ from sedd_graph.diffusion.distillation import Distillable, Pair
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.kernel import StringDraw
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.verify.distillation import DistillationCase, compared
+from sedd_graph.verify.distillation_case import DistillationCase, compared
 from sedd_graph.verify.string_table import EnumeratedTable
 
 __all__ = ["string_case"]

@@ -1,4 +1,4 @@
-"""The enumerated case of distillation on token rows (:mod:`sedd_graph.verify.distillation`).
+"""The enumerated case of distillation on token rows (:mod:`sedd_graph.verify.distillation_case`).
 
 Axes: b rows, l positions, n states.
 """
@@ -16,7 +16,7 @@ from sedd_graph.component.check import Check
 from sedd_graph.diffusion.batch import Batch, Draw
 from sedd_graph.diffusion.distillation import Distillable, Evaluate, Outputs, Pair
 from sedd_graph.diffusion.tokens.objective import lower_posterior
-from sedd_graph.verify.distillation import DistillationCase, compared
+from sedd_graph.verify.distillation_case import DistillationCase, compared
 from sedd_graph.verify.toy import PAIR, TRIPLE, Toy
 
 __all__ = ["token_case"]

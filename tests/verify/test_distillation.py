@@ -18,8 +18,8 @@ from sedd_graph.families import token_distillation
 from sedd_graph.families.table import process_class
 from sedd_graph.families.token_distillation import TokenDistillable
 from sedd_graph.runs.check import check
-from sedd_graph.verify import distillation
-from sedd_graph.verify.distillation import DistillationCase
+from sedd_graph.verify import distillation, distillation_case, distillation_follower
+from sedd_graph.verify.distillation_case import DistillationCase
 
 SIX = ["mdlm-tiny", "sedd-uniform-tiny", "mixture-tiny", "power-tiny", "bd3lm-tiny", "did-tiny"]
 FORWARD = Consistency(Consistency.Config())
@@ -29,9 +29,10 @@ ROW = IDLM(IDLM.Config(credit="row"))
 @pytest.fixture(autouse=True)
 def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "ROWS", 12_000)
-    monkeypatch.setattr(distillation, "BOUND_ROWS", 30_000)
-    monkeypatch.setattr(distillation, "GRADIENT_ROWS", 60_000)
-    monkeypatch.setattr(distillation, "LEVELS", ((0.5, 1.0),))
+    monkeypatch.setattr(distillation_follower, "ROWS", 12_000)
+    monkeypatch.setattr(distillation_follower, "BOUND_ROWS", 30_000)
+    monkeypatch.setattr(distillation_follower, "GRADIENT_ROWS", 60_000)
+    monkeypatch.setattr(distillation_case, "LEVELS", ((0.5, 1.0),))
 
 
 def proved(name: str, objective: Distillation) -> dict[str, Any]:
@@ -84,9 +85,8 @@ def test_heuristic_credit_leads_towards_the_data(name: str, credit: Any) -> None
 
 def test_the_credit_of_a_prediction_is_the_mean_of_that_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under masks whose tokens all have one rate, where the noisy token tells nothing of the clean one; with less variance."""
-    monkeypatch.setattr(distillation, "SLACK", 0.0)
     case = enumerated("mdlm-tiny", monkeypatch)
-    table, students = distillation._imperfect(case, 0.7) or pytest.fail("students are enumerated")
+    table, students = distillation_follower._imperfect(case, 0.7) or pytest.fail("students are enumerated")
     _, follower = students.divergence(table)
     generator = torch.Generator().manual_seed(5)
     batch, directions = case.draw(80_000, generator), torch.randn(8, *table["log_x0"].shape, generator=generator)
@@ -97,7 +97,7 @@ def test_the_credit_of_a_prediction_is_the_mean_of_that_of_tokens(monkeypatch: p
         s, t = (torch.full((len(batch),), v) for v in (0.3, 0.7))
         draw = objective.at(case.process, batch, s, t, Randomness(torch.Generator().manual_seed(7)))
         with torch.enable_grad():
-            networks = Networks(distillation._student(case, table, asked), case.perfect, follower)
+            networks = Networks(distillation_follower._student(case, table, asked), case.perfect, follower)
             loss = objective.loss(case.process, networks, draw, batch)
             (given,) = torch.autograd.grad(loss.sum(), [asked["log_x0"]])
         return torch.stack([(given * d[asked["code"]]).double().flatten(1).sum(1) for d in directions], 1)
@@ -291,7 +291,9 @@ def test_heuristic_credit_with_the_wrong_sign_is_caught(credit: Any) -> None:
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0])
 def test_a_follower_that_does_not_follow_is_caught(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "_gradient", lambda *arguments: Check("distill.gradient", "", None, "", ""))
+    monkeypatch.setattr(
+        distillation_follower, "prove_gradient", lambda *arguments: Check("distill.gradient", "", None, "", "")
+    )
     assert failing("mdlm-tiny", with_gradient("follower", factor)) == {"distill.follower"}
 
 
