@@ -79,13 +79,15 @@ def times_of(case: DistillationCase) -> list[tuple[float, float]]:
 
 
 def middle(case: DistillationCase) -> tuple[float, float]:
-    times = times_of(case)
-    return times[len(times) // 2]
+    """Return the pair of times s and t in the middle of :data:`LEVELS`."""
+    pairs = times_of(case)
+    return pairs[len(pairs) // 2]
 
 
 def times(
     case: DistillationCase, batch: Batch, s: float, t: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """Return the times s and t of each noise level of the rows, in the shape of the process's own."""
     like = case.process.times(batch, Randomness(generator))
     return torch.full_like(like, s), torch.full_like(like, t)
 
