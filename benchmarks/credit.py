@@ -1,10 +1,11 @@
-"""Noise of the gradient of `idlm` by what a drawn token answers for (`credit`), at a student in the middle of its training.
+"""Noise of the gradient of `idlm` by what a drawn token answers for (`credit`), at the newest checkpoint of a student.
 
     python benchmarks/credit.py STUDENT [--batches 48] [--corpus DIR] [--threads 1]
 
 STUDENT is a run folder that `sedd-graph distill TEACHER distill.op=idlm` made. Its newest checkpoint gives student, teacher and
 follower; all kinds of credit have the same noisy rows, drawn tokens and noise. Prints, for each, the trace of the covariance of
-a batch's gradient over the squared norm of the mean gradient: the number of batches whose mean has as much noise as signal. Appends a record to benchmarks/results/credit.jsonl.
+a batch's gradient over the squared norm of the mean gradient: the number of batches whose mean has as much noise as signal.
+Appends a record to benchmarks/results/credit.jsonl.
 """
 
 import argparse

@@ -37,7 +37,8 @@ __all__ = [
 LEAST = 1e-20
 """Smallest probability or expected number in a divergence."""
 UNLIKELY = 1e-6
-"""Smallest prediction of a teacher in the reverse divergence, and of a judge of the student's tokens, so that one noisy row x_s excludes a token by 13.8 nats at most."""
+"""Smallest prediction of a teacher in the reverse divergence, and of teacher and follower in :meth:`Redraws.excess`, so that one
+noisy row excludes a token by 13.8 nats at most."""
 T_MIN = 1e-4
 """Smallest time of a student; the teacher's is half of it at least."""
 Direction = Literal["forward", "reverse"]
@@ -219,7 +220,8 @@ class Distillation(Plain, ABC):
 
     abstract: ClassVar[bool] = True
     follows: ClassVar[bool] = False
-    """True if a second network, the follower, is trained beside the student, on its samples."""
+    """True if a second network, the follower, is trained beside the student, on its samples. Such an objective is verified to
+    lower the KL divergence of the student's rows from the data, whether it claims an optimum or not."""
 
     @property
     def rounds(self) -> int:

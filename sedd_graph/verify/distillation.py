@@ -47,7 +47,7 @@ def prove_distillation(case: DistillationCase, objective: Distillation) -> list[
         checks = [_pairs(case), *_runs(case, objective)]
         if objective.least_at == "posterior":
             checks.append(_optimum(case, objective))
-        if objective.least_at == "data" and not objective.follows:
+        if objective.least_at == "data" or objective.follows:
             checks.append(prove_gradient(case, objective))
         if objective.follows:
             checks += prove_follower(case, objective)

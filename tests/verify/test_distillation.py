@@ -291,9 +291,7 @@ def test_heuristic_credit_with_the_wrong_sign_is_caught(credit: Any) -> None:
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0])
 def test_a_follower_that_does_not_follow_is_caught(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        distillation_follower, "prove_gradient", lambda *arguments: Check("distill.gradient", "", None, "", "")
-    )
+    monkeypatch.setattr(distillation, "prove_gradient", lambda *arguments: Check("distill.gradient", "", None, "", ""))
     assert failing("mdlm-tiny", with_gradient("follower", factor)) == {"distill.follower"}
 
 
