@@ -99,8 +99,7 @@ class Consistency(Distillation, kind="distillation"):
         student = networks.student(pair.upper, batch)
         with torch.no_grad():
             if draw.uniform is not None and (redraws := process.redraws()) is not None:
-                found = {name: value.detach() for name, value in student.items()}
-                pair = redraws.stepped(found, pair, batch, draw.uniform)
+                pair = redraws.stepped(student, pair, batch, draw.uniform)
             teacher = networks.teacher(pair.lower, batch)
         return process.divergence(student, teacher, pair, batch, self.config.divergence)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
@@ -45,8 +45,8 @@ Direction = Literal["forward", "reverse"]
 """Divergence of the student's prediction q from the teacher's p: ``forward`` is KL(p || q), ``reverse`` KL(q || p)."""
 Optimum = Literal["posterior", "data"]
 """Where a distillation objective is least with a perfect teacher."""
-Outputs = Mapping[str, Tensor]
-"""Outputs of a network by name."""
+Outputs = Any
+"""Outputs of a network: what :meth:`Distillable.run` returned, or tensors [b, l, ...] by name. Objectives pass them on."""
 Evaluate = Callable[[Any, Any], Outputs]
 """Evaluation of a network on a draw and its clean rows."""
 
@@ -104,7 +104,7 @@ class Distillable(ABC):
             key: Dropout key of each row, int32 [b]; None turns dropout off.
 
         Returns:
-            The outputs by name, and the saved activations by dotted path.
+            The outputs, in the form that the other methods take, and the saved activations by dotted path.
         """
 
     @abstractmethod
@@ -202,7 +202,7 @@ class Redraws(ABC):
 
 
 class Networks(NamedTuple):
-    """Evaluation of the networks that take part in distillation: from a draw and its clean rows to outputs by name.
+    """Evaluation of the networks that take part in distillation: from a draw and its clean rows to outputs.
 
     Attributes:
         student: The trained network, with dropout.

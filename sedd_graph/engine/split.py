@@ -130,23 +130,26 @@ def outputs_of(parts: Split, nodes: Sequence[nn.Module], values: Sequence[Tensor
     return {name: found[i] for name, i in parts.outputs}
 
 
-def begin(model: Model, parts: Split | None, inputs: Mapping[str, Tensor]) -> tuple[Stage, dict[str, Tensor]]:
-    """Evaluate the trunk of a network without dropout.
+def begin(
+    model: Model, parts: Split | None, inputs: Mapping[str, Tensor], key: Tensor | None = None
+) -> tuple[Stage, dict[str, Tensor]]:
+    """Evaluate the trunk of a network.
 
     Args:
         model: Module of the network.
         parts: The network as a trunk and an end; None if it has no such end: it is evaluated whole.
         inputs: Input tensors by name.
+        key: Dropout key of each row, int32 [b]; None turns dropout off.
 
     Returns:
         What the outputs are computed from where they are read, and the saved activations by dotted path.
     """
     if parts is None:
-        outputs, saved = model.run(inputs)
+        outputs, saved = model.run(inputs, key)
         return Stage.of(outputs), saved
     layouts, modules = parts.layouts, model.root._modules
     nodes: list[Any] = [modules[name] for name, _ in parts.steps]
-    values = parts.trunk(None, *[inputs[name] for name in model.input_names])
+    values = parts.trunk(key, *[inputs[name] for name in model.input_names])
 
     def finish(values: Sequence[Tensor], groups: Groups) -> dict[str, Tensor]:
         taken = [layout.take(value, groups) for layout, value in zip(layouts, values, strict=True)]

@@ -106,12 +106,27 @@ class Tail:
         count = HostNumber(used)
         values = self.split.trunk(key, *[inputs[name] for name in self.model.input_names])
         own, saved = values[: len(self.split.layouts)], values[len(self.split.layouts) :]
-        work = _Work(self, reading, groups, self._chunk(own, reading, groups), count)
+        return self._sum(own, reading, groups, count), dict(zip(self.model.tap_names, saved, strict=True))
+
+    def finish(self, values: Sequence[Tensor], reading: Reading) -> Tensor:
+        """Evaluate end and loss on what the trunk has computed.
+
+        Args:
+            values: The tensors that the end reads.
+            reading: The positions that are read.
+
+        Returns:
+            The sum of the losses of each row's positions, nats, [b].
+        """
+        groups, used = group(reading.read, reading.blocks)
+        return self._sum(values, reading, groups, HostNumber(used))
+
+    def _sum(self, values: Sequence[Tensor], reading: Reading, groups: Groups, count: HostNumber) -> Tensor:
+        work = _Work(self, reading, groups, self._chunk(values, reading, groups), count)
         if torch.is_grad_enabled():
-            loss: Tensor = _Loss.apply(work, *own, *work.parameters)
-        else:
-            loss, _ = work.run(own, [False] * (len(own) + len(work.parameters)))
-        return loss, dict(zip(self.model.tap_names, saved, strict=True))
+            loss: Tensor = _Loss.apply(work, *values, *work.parameters)
+            return loss
+        return work.run(values, [False] * (len(values) + len(work.parameters)))[0]
 
     def _chunk(self, values: Sequence[Tensor], reading: Reading, groups: Groups) -> int:
         """Return the number of groups that are evaluated at a time."""
@@ -192,12 +207,12 @@ class _Work:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return the losses of a chunk, and the gradients that are wanted, by index."""
         kind, dtype, enabled = self.autocast
-        draw, batch = self.reading.rows_of(part)
         # one cast of a weight is of one graph, which the gradient frees: not to be cached for the next chunk
         with (
             torch.set_grad_enabled(any(wanted)),
             torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False),
         ):
+            draw, batch = self.reading.rows_of(part)
             leaves = [x.requires_grad_() if want else x for x, want in zip(leaves, wanted, strict=False)]
             losses = self.end(leaves, draw, batch)
         made: list[Tensor | None] = [None] * len(wanted)

@@ -9,6 +9,7 @@ Axes: b batch, l length, k blocks of a row, w positions of a block, g groups, m 
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,14 +20,18 @@ from sedd_graph.diffusion.distillation import LEAST, T_MIN, UNLIKELY, Direction,
 from sedd_graph.diffusion.numerics import full_precision, take, tiny
 from sedd_graph.diffusion.tokens.groups import LARGEST, Groups, group, rows_of
 from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, Kernel
-from sedd_graph.diffusion.tokens.objective import lower_posterior
 from sedd_graph.diffusion.tokens.parts import TokenParts
+from sedd_graph.diffusion.tokens.stage import Stage
 from sedd_graph.engine.regions import Model
+from sedd_graph.engine.split import Split, begin, split
+from sedd_graph.engine.tail import Reading, Tail
+from sedd_graph.families.token_divergence import Compared, Divergence, Evaluated, predicted
+from sedd_graph.graph.model import Graph
 
 __all__ = ["TokenDistillable", "lower_states"]
 
-_CELLS = 2**24
-"""Largest number of probabilities held at a time while states are drawn."""
+_CELLS, _CELLS_ON_GPU = 2**19, 2**24
+"""Largest number of probabilities held at a time while states are drawn; what fits into a CPU's cache is five times as fast."""
 
 
 def lower_states(
@@ -45,7 +50,8 @@ def lower_states(
     Returns:
         int64 [g, m].
     """
-    found, size = torch.empty_like(xt), max(1, _CELLS // (kernel.states * xt.shape[1]))
+    cells = _CELLS_ON_GPU if xt.device.type == "cuda" else _CELLS
+    found, size = torch.empty_like(xt), max(1, cells // (kernel.states * xt.shape[1]))
     for start in range(0, len(xt), size):
         part = slice(start, start + size)
         known = torch.zeros(*clean[part].shape, kernel.states, device=xt.device).scatter(-1, clean[part, :, None], 1.0)
@@ -60,11 +66,15 @@ class TokenDistillable(Distillable, Redraws):
     Args:
         parts: Kernel, schedule, objective and sampler.
         output: What the network's output is translated to, ``log_score`` or ``log_x0``.
+        graph: Typed graph of the network; None: outputs are given by name, and :meth:`run` evaluates whole networks.
     """
 
-    def __init__(self, parts: TokenParts, output: str) -> None:
-        self.output = output
+    def __init__(self, parts: TokenParts, output: str, graph: Graph | None = None) -> None:
+        self.output, self._graph = output, graph
         self.kernel, self.schedule, self.objective = parts.kernel, parts.schedule, parts.objective
+        self._divergences = {direction: Divergence(self.kernel, direction) for direction in get_args(Direction)}
+        self._splits: dict[Model, Split | None] = {}
+        self._tails: dict[tuple[Model, Direction], Tail] = {}
 
     def lacks(self) -> str | None:
         if self.kernel.steps is not None:
@@ -148,7 +158,7 @@ class TokenDistillable(Distillable, Redraws):
         at = found.part(0, int(used))
         short, rows = rows_of(draw, batch, at)
         with full_precision(draw.xt):
-            there = {name: value[at.row[:, None], at.place].float() for name, value in outputs.items()}
+            there = {name: value.float() for name, value in _evaluated(outputs).stage.at(at).items()}
             there = dict(self.kernel.translate(there, short.xt, short.sigma))
             each = self.objective.of_positions().loss(there, short, rows, self.kernel, self.schedule)
         place = at.row * batch.width + at.place[:, 0]
@@ -172,18 +182,17 @@ class TokenDistillable(Distillable, Redraws):
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
-    def run(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Outputs, dict[str, Tensor]]:
-        return model.run(self.objective.inputs(draw, batch), key)
+    def run(self, model: Model, draw: Draw, batch: Batch, key: Tensor | None) -> tuple[Evaluated, dict[str, Tensor]]:
+        if model not in self._splits:
+            self._splits[model] = None if self._graph is None else split(self._graph, model)
+        parts = self._splits[model]
+        stage, saved = begin(model, parts, self.objective.inputs(draw, batch), key)
+        return Evaluated(stage, model, parts), saved
 
     def _below(self, outputs: Outputs, draw: Draw, at: Groups, below: Tensor) -> Tensor:
         """Return the predicted probabilities of the state at total noise ``below`` [g], float32 [g, m, n]."""
-        row, place = at.row[:, None], at.place
-        x, sigma = draw.xt[row, place], draw.sigma.flatten()[at.unit]
-        there = {name: value[row, place].float() for name, value in outputs.items()}
-        found = self.kernel.translate(there, x, sigma)
-        law = lower_posterior(found, Draw(x, sigma, sigma, sigma, sigma), self.kernel, below).clamp(min=0)
-        # a network may give log-probabilities up to a constant
-        return law / law.sum(-1, keepdim=True).clamp(min=tiny(law))
+        x, sigma = draw.xt[at.row[:, None], at.place], draw.sigma.flatten()[at.unit]
+        return predicted(self.kernel, _evaluated(outputs).stage.at(at), x, sigma, below)
 
     def _data(self, law: Tensor) -> Tensor:
         """Return probabilities of states [..., n] with 0 for the mask, which is no clean token."""
@@ -191,7 +200,7 @@ class TokenDistillable(Distillable, Redraws):
             return law
         return law.index_fill(-1, torch.tensor([self.kernel.mask], device=law.device), 0.0)
 
-    def _compared(self, pair: Pair) -> Tensor:
+    def _state(self, pair: Pair) -> Tensor:
         """Return total noise of the state whose distributions are compared, of the shape of the times.
 
         It is 0, clean text, for predictions of the clean token. A step of scores amplifies errors exponentially in its length:
@@ -203,20 +212,27 @@ class TokenDistillable(Distillable, Redraws):
         return self.schedule.sigma(time.flatten()).detach().view(time.shape)
 
     def divergence(self, student: Outputs, teacher: Outputs, pair: Pair, batch: Batch, direction: Direction) -> Tensor:
-        at = self._groups(self.objective.read_positions(pair.upper, batch, self.kernel), batch)
-        with full_precision(pair.upper.xt):
-            sigma, below = pair.upper.sigma.flatten()[at.unit], self._compared(pair).flatten()[at.unit]
-            q = self._below(student, pair.upper, at, below)
-            p = self._below(teacher, pair.lower, at, below).detach()
-            log_q, log_p = q.clamp(min=LEAST).log(), p.clamp(min=LEAST if direction == "forward" else UNLIKELY).log()
-            kl = (p * (log_p - log_q) if direction == "forward" else q * (log_q - log_p)).sum(-1)
-            counts = at.valid
-            if direction == "reverse":
-                # where noise has changed a token after s, the teacher sees what the student must predict
-                row, place = at.row[:, None], at.place
-                counts = counts & (pair.lower.xt[row, place] == pair.upper.xt[row, place])
-            nats = torch.where(counts, kl, 0.0).sum(-1) / -torch.expm1(-sigma)
-            return torch.zeros(len(batch), device=kl.device).index_add(0, at.row, nats)
+        own, other = _evaluated(student), _evaluated(teacher)
+        read, below = self.objective.read_positions(pair.upper, batch, self.kernel), self._state(pair).flatten()
+
+        def compared(at: Groups) -> tuple[Compared, Batch]:
+            (upper, rows), (lower, _) = (rows_of(draw, batch, at) for draw in (pair.upper, pair.lower))
+            with torch.no_grad():
+                return Compared(upper, lower, below[at.unit], other.stage.at(at)), rows
+
+        if own.model is None or own.parts is None or self.kernel.tabular:
+            at = self._groups(read, batch)
+            nats: Tensor = self._divergences[direction](own.stage.at(at), *compared(at))
+            return torch.zeros(len(batch), device=nats.device).index_add(0, at.row, nats)
+        if (own.model, direction) not in self._tails:
+            self._tails[own.model, direction] = Tail(own.model, own.parts, self._divergences[direction])
+        tail = self._tails[own.model, direction]
+        return tail.finish(own.stage.values, Reading(read, self._blocks(batch), compared))
+
+
+def _evaluated(outputs: Outputs) -> Evaluated:
+    """Return what :meth:`TokenDistillable.run` returned, or outputs that are given by name in its form."""
+    return outputs if isinstance(outputs, Evaluated) else Evaluated(Stage.of(outputs))
 
 
 def _put(rows: Tensor, at: Groups, states: Tensor) -> Tensor:

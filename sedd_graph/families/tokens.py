@@ -235,7 +235,7 @@ class TokenProcess(TextProcess):
     def distillable(self) -> TokenDistillable:
         from sedd_graph.families.token_distillation import TokenDistillable  # here: few commands distil
 
-        return TokenDistillable(self.parts, self.plan.output)
+        return TokenDistillable(self.parts, self.plan.output, self.setup.graph)
 
     @property
     def row_multiple(self) -> int:
