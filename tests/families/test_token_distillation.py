@@ -14,7 +14,6 @@ from sedd_graph.diffusion.distillation import Direction, Networks
 from sedd_graph.engine import tail as tails
 from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.peak import PeakMemory
-from sedd_graph.families import token_distillation
 from sedd_graph.families.token_distillation import TokenDistillable
 from sedd_graph.training.distilling import Distiller
 from tests.engine.test_tail import network, spread
@@ -105,12 +104,10 @@ def test_heads_see_the_positions_that_are_compared(case: str, share: float, tmp_
 def test_memory_is_that_of_a_chunk(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor of the size of the vocabulary has 16 MB."""
     monkeypatch.setattr(tails, "WORKING", 2**21)
-    monkeypatch.setattr(token_distillation, "_CELLS", 2**15)
     engine = distiller(network(tmp_path, case, d=8, v=2001))
     batch = rows(engine, 8, 256)
     draw = engine.draw(batch, random=Randomness(torch.Generator().manual_seed(1)))
     with (peak := PeakMemory(engine.trained.parameters())):
         engine.trained(draw, batch)[0].sum().backward()
     weights = sum(4 * p.numel() for p in engine.trained.parameters())
-    print(peak.peak - weights)
     assert peak.peak - weights < 1.5 * 2**21
