@@ -16,7 +16,7 @@ from sedd_graph.engine.engine import Engine
 from sedd_graph.engine.peak import PeakMemory
 from sedd_graph.families.token_distillation import TokenDistillable
 from sedd_graph.training.distilling import Distiller
-from tests.engine.test_tail import network, spread
+from tests.engine.test_tail import network, rows, spread
 
 PROCESSES = ["mdlm-tiny", "sedd-uniform-tiny", "mixture-tiny", "power-tiny", "bd3lm-tiny", "neighbours-tiny"]
 
@@ -31,15 +31,6 @@ def distiller(engine: Engine, **fields: Any) -> Distiller:
         p.data += 0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel() + 1))
     engine.model.train()
     return found
-
-
-def rows(engine: Any, count: int, length: int) -> Batch:
-    """Random rows with prompts and padding."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, engine.process.kernel.data_tokens, (count, length), generator=generator)
-    corrupt, loss = (torch.rand(count, length, generator=generator) < 0.9 for _ in range(2))
-    attend = torch.arange(length).expand(count, length) < length - 3
-    return Batch(tokens, attend, corrupt & attend, loss & attend)
 
 
 def whole(engine: Any, draw: Any, batch: Batch, key: Tensor | None) -> Tensor:
@@ -66,8 +57,7 @@ def test_losses_and_gradients_are_those_of_whole_rows(name: str, divergence: Any
         sedd_graph.build(f"blueprints/{name}.yaml", ["params.depth=1"], device="cpu", compile="off"),
         divergence=divergence,
     )
-    batch, random = rows(engine, 5, 64), Randomness(torch.Generator().manual_seed(1))
-    draw, key = engine.draw(batch, random=random), random.keys(5)
+    draw, batch, key = rows(engine, 5, 64)
     weights = [p for p in engine.model.parameters() if p.requires_grad]
     loss = engine.trained(draw, batch, key)[0]
     found = torch.autograd.grad(loss.sum(), weights, allow_unused=True)
@@ -105,8 +95,7 @@ def test_memory_is_that_of_a_chunk(case: str, tmp_path: Path, monkeypatch: pytes
     """A tensor of the size of the vocabulary has 16 MB."""
     monkeypatch.setattr(tails, "WORKING", 2**21)
     engine = distiller(network(tmp_path, case, d=8, v=2001))
-    batch = rows(engine, 8, 256)
-    draw = engine.draw(batch, random=Randomness(torch.Generator().manual_seed(1)))
+    draw, batch, _ = rows(engine, 8, 256)
     with (peak := PeakMemory(engine.trained.parameters())):
         engine.trained(draw, batch)[0].sum().backward()
     weights = sum(4 * p.numel() for p in engine.trained.parameters())

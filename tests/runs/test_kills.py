@@ -42,6 +42,23 @@ def build(folder: Path, *changes: tuple[str, str]) -> Path:
     return Path((folder / "at").read_text())
 
 
+def student(folder: Path) -> Path:
+    """Build a student of two rounds that has not been trained."""
+    teacher = build(folder)
+    places = ["--runs", str(folder / "students"), "--path-to", str(folder / "at")]
+    rounds = ["distill.rounds=2", f"train.steps={STEPS}"]
+    for arguments in (["train", str(teacher)], ["distill", str(teacher), *rounds, *places]):
+        command = Forked([*arguments, *CPU], folder / "log")
+        assert command.wait() == 0, command.text()
+    run = Path((folder / "at").read_text())
+    built = {*read_manifest(run).files, "manifest.json"}
+    for path in run.rglob("*"):
+        if path.is_file() and path.relative_to(run).as_posix() not in built:
+            path.unlink()
+    shutil.rmtree(run / "checkpoints")
+    return run
+
+
 def losses(run: Path) -> list[dict[str, float]]:
     """The records of the metrics, without what depends on the clock."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -126,7 +143,9 @@ class Training:
 
     def compare(self, run: Path) -> None:
         final = Path("checkpoints") / f"step-{STEPS:08d}"
-        for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        stored = sorted(path.name for path in (self.whole / final).glob("*.safetensors"))
+        assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors"} <= {*stored}
+        for name in stored:
             assert (run / final / name).read_bytes() == (self.whole / final / name).read_bytes(), name
         assert losses(run) == losses(self.whole)
         assert {p.name for p in (run / "checkpoints").iterdir()} == {final.name}
@@ -195,6 +214,7 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
             ("two with taps", 2, [TAPS]),
         )
     ]
+    trainings.append(Training("student", student(tmp_path / "student"), 1))
     sampled = shutil.copytree(trainings[0].whole, tmp_path / "sampled" / "run")
     built = tmp_path / "tokenizing"
     build(built, *BPE)
@@ -204,7 +224,7 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
     shutil.rmtree(sampled / "samples.zarr")
     shutil.rmtree(built / "cut")
     while counts.total() < KILLS:
-        training = rng.choices(trainings, weights=[3, 3, 1, 1])[0]
+        training = rng.choices(trainings, weights=[3, 3, 1, 1, 3])[0]
         training.kill(rng, rng.choice(["random", "writing", "change", "change", "metrics"]), counts)
         counts["sampling"] += kill_sampling(sampled, rng, changes["sampling"])
         counts["tokenizing"] += kill_build(built, rng, 2 * trainings[0].seconds, changes["building"])
