@@ -94,14 +94,17 @@ class AtEntropy:
     Attributes:
         steps: Number of steps; None for a sampler without one.
         perplexity: The interpolated perplexity; None if no two temperatures have entropies around that of the text.
-        standard_error: Its standard error, by resampling of texts; NaN if it is unknown.
+        standard_error: Its standard error, by resampling of samples and held-out text; NaN if it is unknown.
+        sample_error: Its standard error with the held-out text as it is, by resampling of samples alone: that of a comparison of
+            runs beside the same text; NaN if it is unknown.
         temperature: The interpolated temperature.
-        why_not: Reason why there is no value; None if there is one.
+        why_not: Reason why there is no value, or no error; None if there are both.
     """
 
     steps: int | None
     perplexity: float | None
     standard_error: float
+    sample_error: float
     temperature: float | None
     why_not: str | None = None
 
@@ -119,21 +122,30 @@ def at_entropy(
         seed: Seed of the bootstrap.
     """
     found = _interpolated(texts, temperatures, reference)
+    entropies = [float(t.entropy.mean()) for t in texts]
+    target = float(reference.entropy.mean())
+    low = target - min(entropies) < max(entropies) - target
+    add = f"add {'lower' if low else 'higher'} temperatures"
     if found is None:
-        entropies = [float(t.entropy.mean()) for t in texts]
-        low = float(reference.entropy.mean()) < min(entropies)
-        why = f"all samples have {'more' if low else 'less'} entropy than held-out text: add {'lower' if low else 'higher'} temperatures"
-        return AtEntropy(steps, None, math.nan, None, why)
-    generator, values = np.random.default_rng(seed), list[float]()
+        why = f"all samples have {'more' if low else 'less'} entropy than held-out text: {add}"
+        return AtEntropy(steps, None, math.nan, math.nan, None, why)
+    generator = np.random.default_rng(seed)
+    both, alone = list[float](), list[float]()
     for _ in range(RESAMPLES):
         drawn = [t.taken(generator.integers(len(t.nats), size=len(t.nats))) for t in (*texts, reference)]
-        again = _interpolated(drawn[:-1], temperatures, drawn[-1])
-        if again is not None:
-            values.append(again[0])
-    # where many resamples leave the range of the temperatures, the value is at its edge and its error unknown
-    error = float(np.std(values, ddof=1)) if len(values) > 0.9 * RESAMPLES else math.nan
+        for values, beside in ((both, drawn[-1]), (alone, reference)):
+            again = _interpolated(drawn[:-1], temperatures, beside)
+            if again is not None:
+                values.append(again[0])
     perplexity = _exp(found[0])
-    return AtEntropy(steps, perplexity, perplexity * error, found[1])
+    error, sample_error = (perplexity * _spread(values) for values in (both, alone))
+    why_not = None if math.isfinite(error) else f"the entropy of held-out text is too near the end of the curve: {add}"
+    return AtEntropy(steps, perplexity, error, sample_error, found[1], why_not)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the standard deviation; NaN where many resamples left the curve, so that the rest are no fair draw of them."""
+    return float(np.std(values, ddof=1)) if len(values) > 0.9 * RESAMPLES else math.nan
 
 
 def _interpolated(

@@ -74,9 +74,13 @@ def _drawn(points: Sequence[Mapping[str, Any]]) -> list[Point]:
 
 def _value(each: Mapping[str, Any]) -> str:
     steps = "" if each.get("steps") is None else f", {each['steps']} steps"
-    perplexity, error, temperature = (each.get(key) for key in ("perplexity", "standard_error", "temperature"))
+    keys = ("perplexity", "standard_error", "sample_error", "temperature")
+    perplexity, error, sample_error, temperature = (each.get(key) for key in keys)
     if not isinstance(perplexity, int | float):
         return f"At the entropy of held-out text{steps}: unknown, since {each.get('why_not')}."
     spread = f" ± {error:.2f}" if isinstance(error, int | float) else ""
+    if isinstance(sample_error, int | float):
+        spread += f", ± {sample_error:.2f} beside this text"
     at = f" (temperature {temperature:.3f})" if isinstance(temperature, int | float) else ""
-    return f"At the entropy of held-out text{steps}: perplexity {perplexity:.2f}{spread}{at}."
+    why_not = "" if each.get("why_not") is None else f" No error: {each['why_not']}."
+    return f"At the entropy of held-out text{steps}: perplexity {perplexity:.2f}{spread}{at}.{why_not}"

@@ -148,11 +148,13 @@ def _print(points: Sequence[FrontierPoint], found: Sequence[AtEntropy], say: Cal
         steps = "" if each.steps is None else f", {each.steps} steps"
         if each.perplexity is None:
             say(f"at the entropy of held-out text{steps}: unknown, since {each.why_not}")
-        else:
-            say(
-                f"at the entropy of held-out text{steps}: perplexity {each.perplexity:.2f} +- {each.standard_error:.2f} "
-                f"(temperature {each.temperature:.3f})"
-            )
+            continue
+        say(
+            f"at the entropy of held-out text{steps}: perplexity {each.perplexity:.2f} +- {each.standard_error:.2f}, "
+            f"+- {each.sample_error:.2f} beside this text (temperature {each.temperature:.3f})"
+        )
+        if each.why_not is not None:
+            say(f"no error: {each.why_not}")
 
 
 def _record(

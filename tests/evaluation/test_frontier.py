@@ -50,15 +50,37 @@ def test_the_error_is_that_of_repeated_evaluations() -> None:
     assert found.perplexity is not None
     entropy_error = reference.entropy.std(ddof=1) / math.sqrt(400)
     assert found.standard_error == pytest.approx(found.perplexity * SLOPE * entropy_error, rel=0.15)
+    assert found.sample_error < 1e-10 * found.perplexity
 
     def noisy(entropy: float, seed: int) -> Judged:
         plain, generator = texts(entropy, 100, seed=seed), np.random.default_rng([seed, 7])
         return Judged(plain.nats + 20 * generator.normal(size=100), plain.counted, plain.entropy)
 
-    repeated = [at_entropy([noisy(2.8, 3 * s), noisy(3.3, 3 * s + 1)], [0.8, 1.0], texts(3.0, 100, seed=3 * s + 2), steps=None) for s in range(40)]  # fmt: skip
-    values = np.array([each.perplexity for each in repeated], dtype=float)
-    stated = np.sqrt(np.mean([each.standard_error**2 for each in repeated]))
-    assert 0.65 < stated / values.std(ddof=1) < 1.5
+    for fixed, name in ((None, "standard_error"), (reference, "sample_error")):
+        repeated = [
+            at_entropy(
+                [noisy(2.8, 3 * s), noisy(3.3, 3 * s + 1)],
+                [0.8, 1.0],
+                fixed or texts(3.0, 100, seed=3 * s + 2),
+                steps=None,
+            )
+            for s in range(40)
+        ]
+        values = np.array([each.perplexity for each in repeated], dtype=float)
+        stated = np.sqrt(np.mean([getattr(each, name) ** 2 for each in repeated]))
+        assert 0.65 < stated / values.std(ddof=1) < 1.5
+
+
+def test_near_the_end_of_the_curve_the_error_is_unknown() -> None:
+    samples = [texts(2.8), texts(3.3)]
+    for index, word in ((0, "lower"), (1, "higher")):
+        shift = 0.001 * (1 if index == 0 else -1)
+        end = samples[index]
+        found = at_entropy(samples, [0.8, 1.0], Judged(end.nats, end.counted, end.entropy + shift), steps=4)
+        assert found.perplexity is not None
+        assert math.isnan(found.standard_error)
+        assert found.why_not is not None
+        assert f"add {word} temperatures" in found.why_not
 
 
 def test_beyond_the_temperatures_there_is_no_value() -> None:
