@@ -20,9 +20,7 @@ from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.deletion_distillation import DeletionDistillable
-from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, TOKENS
-from sedd_graph.diffusion.strings.objective import StringObjective
-from sedd_graph.diffusion.strings.table import StringTable
+from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, TOKENS, StringObjective, StringTable
 
 from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies

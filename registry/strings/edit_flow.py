@@ -21,8 +21,15 @@ from sedd_graph.diffusion.numerics import FLOOR, full_precision
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.columns import Columns, Remaining, align_optimal, align_padded
 from sedd_graph.diffusion.strings.edit_flow import EDIT_FLOWS, EditFlowKernel
-from sedd_graph.diffusion.strings.kernel import LOG_DELETE, LOG_INSERT, LOG_SUBSTITUTE, TOKENS, StringDraw, StringKernel
-from sedd_graph.diffusion.strings.table import StringTable
+from sedd_graph.diffusion.strings.kernel import (
+    LOG_DELETE,
+    LOG_INSERT,
+    LOG_SUBSTITUTE,
+    TOKENS,
+    StringDraw,
+    StringKernel,
+    StringTable,
+)
 
 from ..bijective._bijection import wide
 from ..noise._frequencies import FrequencyConfig, thinned, token_frequencies

@@ -20,10 +20,8 @@ from sedd_graph.component.contract import SizeField
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.strings.flexmdm import MASKS_AND_DELETES, FlexDraw, FlexKernel
-from sedd_graph.diffusion.strings.kernel import StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective, StringTable
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
-from sedd_graph.diffusion.strings.table import StringTable
 from sedd_graph.diffusion.tokens.walk import T_MIN
 
 from ..bijective._bijection import wide

@@ -19,8 +19,7 @@ from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.numerics import FLOOR
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BIRTHS_AND_DEATHS, ONLY_DELETES, BirthDeath
-from sedd_graph.diffusion.strings.kernel import Draw_, Kernel_, StringDraw, StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import Draw_, Kernel_, StringDraw, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings
 
 from ..objectives.bounds import TimeConfig

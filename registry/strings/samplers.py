@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sedd_graph.component.base import ComponentConfig
 from sedd_graph.diffusion.categorical import categorical
-from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.tokens.walk import T_MIN
 

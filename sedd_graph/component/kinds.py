@@ -84,7 +84,7 @@ KINDS: dict[str, Kind] = {
         Kind("schedule", "process.schedule", f"{_DIFFUSION}.schedule:Schedule", f"{_PROCESS}_schedule"),
         Kind("objective", "objective", f"{_TOKENS}.objective:Objective", f"{_PROCESS}_objective", "tokens"),
         Kind("likelihood", "objective", f"{_DIFFUSION}.likelihood:Likelihood", f"{_PROCESS}_likelihood", "points"),
-        Kind("string_objective", "objective", f"{_STRINGS}.objective:StringObjective", f"{_PROCESS}_strings", "strings"),
+        Kind("string_objective", "objective", f"{_STRINGS}.kernel:StringObjective", f"{_PROCESS}_strings", "strings"),
         Kind(
             "vector_objective", "objective", f"{_VECTORS}.objective:VectorObjective", f"{_PROCESS}_vectors", "vectors"
         ),

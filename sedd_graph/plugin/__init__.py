@@ -26,11 +26,9 @@ from sedd_graph.diffusion.strings.birth_death import BirthDeath
 from sedd_graph.diffusion.strings.edit_flow import EditFlowKernel
 from sedd_graph.diffusion.strings.fates import Fates
 from sedd_graph.diffusion.strings.flexmdm import FlexKernel
-from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringKernel, StringObjective, StringTable
 from sedd_graph.diffusion.strings.sampler import StringSampler, StringWalk
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
-from sedd_graph.diffusion.strings.table import StringTable
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
 from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective

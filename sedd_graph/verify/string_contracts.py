@@ -16,10 +16,8 @@ from torch import Tensor
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.strings.kernel import StringDraw
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringObjective, StringTable
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.strings.table import StringTable
 from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.string_draws import LIMIT, check_draws, misfit
 from sedd_graph.verify.string_forced import ForcedDraws

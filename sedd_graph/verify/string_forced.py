@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sedd_graph.diffusion.batch import Batch, Randomness
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.strings.kernel import StringDraw
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings
 from sedd_graph.verify.string_table import EnumeratedTable
 

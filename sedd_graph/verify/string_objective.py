@@ -20,8 +20,7 @@ from torch import Tensor
 
 from sedd_graph.component.check import Check, Proof
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.strings.kernel import StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective
 from sedd_graph.verify.string_forced import LAST, Draw, ForcedDraws
 from sedd_graph.verify.string_reference import Reference
 from sedd_graph.verify.string_table import EnumeratedTable

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.strings.table import StringTable
 from sedd_graph.verify.guards import generators_state
 from sedd_graph.verify.statistics import deviation
 from sedd_graph.verify.string_steps import check_string_steps

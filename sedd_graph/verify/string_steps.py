@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
 from sedd_graph.diffusion.strings.sampler import StringRates, StringSettings
 from sedd_graph.diffusion.strings.strings import Strings
-from sedd_graph.diffusion.strings.table import StringTable
 from sedd_graph.verify.statistics import NEVER, chi_square
 from sedd_graph.verify.string_table import EnumeratedTable
 from sedd_graph.verify.worst import least, worst

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.component.check import Proof
-from sedd_graph.diffusion.strings.table import StringTable
+from sedd_graph.diffusion.strings.kernel import StringTable
 
 __all__ = ["Cases", "EnumeratedTable", "kept_subsets"]
 

@@ -1,6 +1,6 @@
 """Verification of a process on strings by enumeration of all short strings over vocabularies of two and three tokens.
 
-The kernel provides each enumeration, a :class:`~sedd_graph.diffusion.strings.table.StringTable`. Of a table that
+The kernel provides each enumeration, a :class:`~sedd_graph.diffusion.strings.kernel.StringTable`. Of a table that
 enumerates the noise too (:class:`~sedd_graph.verify.string_table.EnumeratedTable`), means of losses are sums; of others
 they are estimated by draws.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 from sedd_graph.component.check import Check, Proof
+from sedd_graph.diffusion.strings.kernel import StringTable
 from sedd_graph.diffusion.strings.parts import StringParts
-from sedd_graph.diffusion.strings.table import StringTable
 from sedd_graph.verify.bitstream import check_string_bitstream
 from sedd_graph.verify.guards import guarded, merged
 from sedd_graph.verify.noise import check_schedule, final_sigma

@@ -21,8 +21,7 @@ from sedd_graph.diffusion.distillation import LEAST, Direction, Distillable, Out
 from sedd_graph.diffusion.numerics import full_precision
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.birth_death import BirthDeath
-from sedd_graph.diffusion.strings.kernel import StringDraw
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringDraw, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings
 
 __all__ = ["DeletionDistillable", "Joined"]

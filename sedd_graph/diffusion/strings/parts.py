@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sedd_graph.diffusion.schedule import Schedule
-from sedd_graph.diffusion.strings.kernel import StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import StringKernel, StringObjective
 from sedd_graph.diffusion.strings.sampler import StringSampler
 
 __all__ = ["StringParts"]

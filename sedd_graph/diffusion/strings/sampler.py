@@ -20,8 +20,7 @@ from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.output_check import OutputCheck
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.strings.confidence import StringConfidences
-from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel
-from sedd_graph.diffusion.strings.objective import StringObjective
+from sedd_graph.diffusion.strings.kernel import Kernel_, StringKernel, StringObjective
 from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.sampler import chosen_steps
 from sedd_graph.diffusion.tokens.walk import ROUNDING, T_MIN
