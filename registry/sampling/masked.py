@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sedd_graph.diffusion.draws import NewStates, Where
 from sedd_graph.diffusion.numerics import take
-from sedd_graph.diffusion.tokens.sampler import Sampler, StepsConfig, Stepwise
+from sedd_graph.diffusion.tokens.sampler import PositionsConfig, Sampler, StepsConfig, Stepwise
 from sedd_graph.diffusion.tokens.walk import T_MIN, SamplerConfig, Walk
 
 from ._unmasking import MEASURES, Measure, commit, entropy_of, in_order, log_of
@@ -40,7 +40,7 @@ class ReMDM(Sampler, kind="sampler"):
     reads = ("log_x0", "log_score")
     needs_mask = True
 
-    class Config(StepsConfig):
+    class Config(PositionsConfig):
         remask: Literal["cap", "rescale", "conf", "loop"] = "cap"
         """Choice of the remasking probability r, whose upper bound is (1 - alpha_s) / alpha_t. ``cap``: the smaller of
         ``eta`` and the bound; ``rescale``: ``eta`` times the bound; ``conf``: the bound times the softmax over tokens

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sedd_graph.diffusion.numerics import log1mexp
-from sedd_graph.diffusion.tokens.sampler import StepSampler, StepsConfig, Stepwise
+from sedd_graph.diffusion.tokens.sampler import PositionsConfig, StepSampler, Stepwise
 from sedd_graph.diffusion.tokens.tweedie import tweedie
 from sedd_graph.diffusion.tokens.walk import T_MIN, NextStates, Walk
 
@@ -101,6 +101,8 @@ class Euler(StepSampler, kind="sampler"):
     reads = ("log_score", "log_x0")
     exact_alone = False
     takes_all = True
+    Config = PositionsConfig
+    config: PositionsConfig
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         if s is None:
@@ -150,6 +152,8 @@ class Analytic(StepSampler, kind="sampler"):
 
     reads = ("log_score", "log_x0")
     takes_all = True
+    Config = PositionsConfig
+    config: PositionsConfig
 
     def step(self, walk: Walk, t: Tensor, s: Tensor | None) -> None:
         analytic(walk, t, s)
@@ -170,6 +174,8 @@ class Ancestral(Stepwise, StepSampler, kind="sampler"):
     reads = ("log_x0",)
     discrete = True
     takes_all = True
+    Config = PositionsConfig
+    config: PositionsConfig
 
     def walk(self, walk: Walk, steps: int) -> None:
         if not walk.kernel.masks_evenly:
@@ -195,6 +201,12 @@ class Ancestral(Stepwise, StepSampler, kind="sampler"):
         The kernel must be one that only masks, all tokens at one rate.
         """
         hit = log1mexp(walk.schedule.sigma(self._times(walk, steps).double()))
+        if self.config.spread:
+            falls, left = torch.full_like(walk.x, steps + 1), walk.masked
+            for number, chance in enumerate(-torch.expm1(hit.diff())):
+                now = walk.going(chance * left)
+                falls, left = falls.masked_fill(now, number), left & ~now
+            return (falls.masked_fill(left, steps),)
         # a mask remains after a step with probability (1 - alpha_s) / (1 - alpha_t), so it is removed where the masked share
         # first falls below u times the initial one
         share = hit[0] + walk.uniform(*walk.x.shape).log()
@@ -234,7 +246,7 @@ class PredictorCorrector(StepSampler, kind="sampler"):
 
     reads = ("log_score", "log_x0")
 
-    class Config(StepsConfig):
+    class Config(PositionsConfig):
         corrections: Annotated[int, pydantic.Field(ge=1, le=1000)] = 1
         """Number of corrections after each step, from 1 to 1,000."""
         sites: Annotated[int, pydantic.Field(ge=1)] = 1
@@ -283,7 +295,7 @@ class Psi(StepSampler, kind="sampler"):
 
     reads = ("log_x0",)
 
-    class Config(StepsConfig):
+    class Config(PositionsConfig):
         kappa: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.95
         """Probability that a position takes the ancestral step, from 0 to 1. 1: the ancestral sampler."""
 

@@ -15,6 +15,7 @@ from sedd_graph.cli.options import (
     add_dtype,
     add_json,
     add_outside,
+    add_sampler,
     add_verb,
     add_weights,
     integer,
@@ -75,6 +76,7 @@ def declare(verbs: Verbs) -> None:
         "--steps", nargs="+", type=integer(1, 1_000_000), metavar="N", help="of --frontier (default: sample.steps)"
     )
     parser.add_argument("--rows", type=integer(2, 1_000_000), help="samples per point of --frontier (default: 64)")
+    add_sampler(parser)
     add_dtype(parser, "train.evaluate.dtype")
     parser.add_argument(
         "--compile",
@@ -98,8 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     found: Any  # a dataclass, or a list of them
     if arguments.frontier:
         found = _frontier(path, arguments)
-    elif arguments.temperatures or arguments.steps or arguments.rows:
-        raise UserError("--temperatures, --steps and --rows are for --frontier")
+    elif any((arguments.temperatures, arguments.steps, arguments.rows, arguments.sampler, arguments.set)):
+        raise UserError("--temperatures, --steps, --rows, --sampler and --set are for --frontier")
     elif arguments.samples is not None or arguments.judge is not None or arguments.mauve:
         found = _judge_samples(path, arguments)
     elif arguments.protocol is not None:
@@ -154,6 +156,7 @@ def _evaluate_protocol(path: Path, arguments: argparse.Namespace) -> Any:
 
 def _frontier(path: Path, arguments: argparse.Namespace) -> Any:
     from sedd_graph.runs.frontier import TEMPERATURES, FrontierSettings, frontier_run
+    from sedd_graph.runs.sample_section import sample_overrides
 
     if arguments.judge is None:
         raise UserError("--frontier is of perplexities under a judge: give --judge FOLDER")
@@ -184,6 +187,7 @@ def _frontier(path: Path, arguments: argparse.Namespace) -> Any:
         say=reporter(arguments),
         corpus=moved_corpus(arguments),
         dtype=arguments.dtype,
+        overrides=sample_overrides(path, arguments.sampler, arguments.set),
     )
 
 

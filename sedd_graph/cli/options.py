@@ -37,6 +37,7 @@ __all__ = [
     "add_path_to",
     "add_runs",
     "add_sampler",
+    "add_temperature",
     "add_verb",
     "add_weights",
     "integer",
@@ -242,14 +243,11 @@ def add_activations(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """Add the options that change the ``sample`` section of a run: ``--sampler``, ``--temperature`` and ``--set``."""
+    """Add the options that change the ``sample`` section of a run: ``--sampler`` and ``--set``."""
     parser.add_argument(
         "--sampler",
         metavar="OP",
         help="sampler in place of the blueprint's, whose other keys are kept where it has them",
-    )
-    parser.add_argument(
-        "--temperature", type=float, metavar="T", help="sampling temperature (default: sample.temperature)"
     )
     parser.add_argument(
         "--set",
@@ -257,6 +255,13 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="change a key of the blueprint's section sample, such as top_p=0.9 (may be repeated)",
+    )
+
+
+def add_temperature(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--temperature`` of samples to ``parser``."""
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="sampling temperature (default: sample.temperature)"
     )
 
 

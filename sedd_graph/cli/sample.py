@@ -20,6 +20,7 @@ from sedd_graph.cli.options import (
     add_memory,
     add_outside,
     add_sampler,
+    add_temperature,
     add_verb,
     add_weights,
     integer,
@@ -93,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser, "auto; float32 with --tape")
     parser.add_argument("--watch", action="store_true", help="show the drafts of the first rows on the terminal")
     add_sampler(parser)
+    add_temperature(parser)
     add_weights(parser)
     add_memory(parser)
     add_outside(parser)

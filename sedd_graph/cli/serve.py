@@ -14,6 +14,7 @@ from sedd_graph.cli.options import (
     add_memory,
     add_outside,
     add_sampler,
+    add_temperature,
     add_verb,
     add_weights,
     integer,
@@ -78,6 +79,7 @@ def declare(verbs: Verbs) -> None:
     )
     add_dtype(parser, "auto")
     add_sampler(parser)
+    add_temperature(parser)
     add_weights(parser)
     add_memory(parser)
     add_outside(parser)

@@ -21,7 +21,7 @@ from sedd_graph.diffusion.categorical import categorical, pick
 from sedd_graph.diffusion.conditions.constraint import Matching
 from sedd_graph.diffusion.tokens.kernel import Kernel
 
-__all__ = ["Draws", "Jump", "NewStates", "Where", "placed_uniform"]
+__all__ = ["Draws", "Jump", "NewStates", "Where", "placed_uniform", "systematic"]
 
 
 class Where(NamedTuple):
@@ -70,6 +70,30 @@ def placed_uniform(seed: Tensor, *address: Tensor | int) -> Tensor:
     return (((found >> 12) & (2**52 - 1)).double() + 0.5) * 2.0**-52
 
 
+_UNIT = 2.0**40
+"""Units of a probability in :func:`systematic`: sums of integers do not depend on the order in which a device adds."""
+
+
+def systematic(start: Tensor, move: Tensor) -> Tensor:
+    """Return uniform numbers u for systematic sampling: the positions with u < ``move`` are spread evenly over each row.
+
+    Systematic sampling (Madow and Madow, Annals of Mathematical Statistics 15, 1944) lays the probabilities of a row end to
+    end, and chooses the positions in which an integer lies after a shift by ``start``. So each position is chosen with its
+    own probability, two positions are never chosen together if the probabilities from one to the other sum to at most 1, and
+    the number of chosen positions differs from its mean by less than 1. Positions of probability 0 do not matter.
+
+    Args:
+        start: Uniform numbers in [0, 1), float64 [b, 1].
+        move: Probability that each position is chosen, [b, l].
+
+    Returns:
+        float64 [b, l] in (0, 1), with 40 random bits; each is uniform by itself.
+    """
+    share = (move.double().nan_to_num(nan=0.0).clamp(0, 1) * _UNIT).round().long()
+    before = share.cumsum(-1) - share + (start * _UNIT).long()
+    return 1 - ((before & (2**40 - 1)).double() + 0.5) / _UNIT
+
+
 @dataclasses.dataclass(eq=False)
 class Jump:
     """A step of a jump process of which it is drawn which positions change, and not yet to which states.
@@ -78,11 +102,13 @@ class Jump:
         moving: The positions that change, bool [b, l].
         call: Number of the call, by which a noise tape addresses its noise.
         numbers: Uniform number of the new state at each of them, float64 [b, l]; None: not drawn yet.
+        spread: Whether the positions were spread evenly, by one number for each row.
     """
 
     moving: Tensor
     call: int = 0
     numbers: Tensor | None = None
+    spread: bool = False
 
 
 class _Ahead:
@@ -189,7 +215,7 @@ class Draws:
         """
         return torch.poisson(rate, generator=self.generator)
 
-    def begin_jump(self, x: Tensor, move: Tensor, *, when: Tensor | None = None) -> Jump:
+    def begin_jump(self, x: Tensor, move: Tensor, *, when: Tensor | None = None, spread: bool = False) -> Jump:
         """Draw which positions change in one step of a jump process, which :meth:`end_jump` ends.
 
         Other numbers may be drawn in between, and further jumps begun: they are those that would follow the new states.
@@ -200,8 +226,9 @@ class Draws:
             move: Probability that each position changes, [b, l].
             when: bool [], whether the step is taken at all, False only if ``move`` is 0; another jump must have been begun.
                 None: it is.
+            spread: As of :meth:`going`.
         """
-        jump = Jump(self.going(x, move))
+        jump = Jump(self.going(x, move, spread=spread), spread=spread)
         self._open.append(jump)
         return jump
 
@@ -252,7 +279,7 @@ class Draws:
             self._reserved()
         self._open.remove(jump)
         if total is None and self._ahead is not None:
-            self._ahead.taken -= jump.moving.numel()
+            self._ahead.taken -= len(jump.moving) if jump.spread else jump.moving.numel()
         total = total or 0
         self._used += total
         if self._ahead is not None and not self._open:
@@ -267,14 +294,16 @@ class Draws:
         rank = (jump.moving.reshape(-1).long().cumsum(0) - 1).view(jump.moving.shape)
         return numbers[rank[where.row, where.place]]
 
-    def going(self, x: Tensor, move: Tensor) -> Tensor:
+    def going(self, x: Tensor, move: Tensor, *, spread: bool = False) -> Tensor:
         """Draw which positions change, bool [b, l].
 
         Args:
             x: The current rows, int64 [b, l].
             move: Probability that each position changes, [b, l].
+            spread: Whether they are spread evenly over each row (:func:`systematic`) in place of drawn independently.
         """
-        return self._rand(*move.shape) < move.double()
+        u = systematic(self._rand(len(move), 1), move) if spread else self._rand(*move.shape)
+        return u < move.double()
 
     def matched(
         self, matching: Matching, x: Tensor, rows: Tensor, hidden: Tensor, weights: Tensor, may: Tensor, moving: Tensor

@@ -32,7 +32,7 @@ from sedd_graph.diffusion.strings.strings import Strings, rebuild
 from sedd_graph.diffusion.tokens.classifier import ClassifierConfig, NoisyClassifier
 from sedd_graph.diffusion.tokens.kernel import Kernel, Replacement
 from sedd_graph.diffusion.tokens.objective import DrawRequest, Objective
-from sedd_graph.diffusion.tokens.sampler import Sampler, StepSampler, StepsConfig
+from sedd_graph.diffusion.tokens.sampler import PositionsConfig, Sampler, StepSampler, StepsConfig
 from sedd_graph.diffusion.tokens.step_kernel import StepKernel
 from sedd_graph.diffusion.tokens.walk import SamplerConfig, Walk
 from sedd_graph.diffusion.vectors.classifier import VectorClassifier, VectorClassifierConfig
@@ -85,6 +85,7 @@ __all__ = [
     "PointSource",
     "Port",
     "PortType",
+    "PositionsConfig",
     "Randomness",
     "Replacement",
     "Rule",

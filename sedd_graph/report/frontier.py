@@ -24,7 +24,7 @@ class Frontier(NamedTuple):
     Attributes:
         figure: Perplexity over entropy, one line for each number of steps, and a dot for held-out text.
         values: For each number of steps, the perplexity at the entropy of held-out text, as text.
-        protocol: Judge and number of samples, as text.
+        protocol: Judge, number of samples, and changes of the blueprint's sampler, as text.
     """
 
     figure: Markup
@@ -47,6 +47,7 @@ def frontier(run: Path) -> Frontier | None:
         lines.append(Line(label, COLOURS[number % len(COLOURS)], _drawn(own)))
     lines.append(Line("held out", "var(--b)", _drawn(held)))
     judge, how = as_object(record.get("judge")), as_object(record.get("protocol"))
+    changed = "".join(f", {text}" for text in _list(how.get("overrides")))
     temperatures = ", ".join(f"{t:g}" for t in _list(how.get("temperatures")) if isinstance(t, int | float))
     return Frontier(
         curve(
@@ -54,7 +55,7 @@ def frontier(run: Path) -> Frontier | None:
         ),
         [_value(as_object(each)) for each in _list(record.get("at_entropy"))],
         f"judge {judge.get('name')} ({str(judge.get('sha256'))[:8]}), {how.get('rows')} samples at each of the temperatures "
-        f"{temperatures}",
+        f"{temperatures}{changed}",
     )
 
 

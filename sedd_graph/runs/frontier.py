@@ -60,6 +60,7 @@ def frontier_run(
     say: Callable[[str], None],
     corpus: Path | None = None,
     dtype: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[AtEntropy]:
     """Sample at several temperatures, judge the samples, and interpolate their perplexity at the entropy of held-out text.
 
@@ -75,6 +76,7 @@ def frontier_run(
         say: Function that prints a line for the user.
         corpus: Folder to which file names of the data are relative, if it has moved since the run was built.
         dtype: Precision of the network.
+        overrides: Changes of the ``sample`` section (:func:`~sedd_graph.runs.sample_section.sample_overrides`).
 
     Returns:
         For each number of steps the perplexity at the entropy of held-out text.
@@ -84,7 +86,7 @@ def frontier_run(
     """
     if len(set(settings.temperatures)) < 2:
         raise UserError("a frontier needs at least two temperatures: --temperatures 0.8 1")
-    run = open_run(path, device=device, compile="off", weights=weights, root=corpus)
+    run = open_run(path, overrides=overrides, device=device, compile="off", weights=weights, root=corpus)
     choose_dtype(run, dtype)
     tokenizer, reader = run.text_tokenizer(), open_judge(judge, device=device)
     length = int(run.report.data.length)
@@ -104,7 +106,7 @@ def frontier_run(
             found.append(at_entropy(texts, settings.temperatures, reference, steps=steps, seed=settings.seed))
     _print(points, found, say)
     records = JsonLines(path / FRONTIER)
-    records.append(_record(run, reader, settings, points, found))
+    records.append(_record(run, reader, settings, overrides, points, found))
     records.close()
     say(f"stored in {path / FRONTIER}")
     return found
@@ -161,6 +163,7 @@ def _record(
     run: Run,
     reader: Judge,
     settings: FrontierSettings,
+    overrides: Sequence[str],
     points: Sequence[FrontierPoint],
     found: Sequence[AtEntropy],
 ) -> Mapping[str, Any]:
@@ -169,7 +172,9 @@ def _record(
         "at_entropy": [dataclasses.asdict(each) for each in found],
         "judge": dataclasses.asdict(reader.facts()),
         "protocol": {
+            "sampler": run.plan.sampler_op,
             **run.plan.sampling(),
+            "overrides": list(overrides),
             **dataclasses.asdict(settings),
             "length": int(run.report.data.length),
             "weights": run.weights,

@@ -302,7 +302,7 @@ def extrapolate(toy: Toy, output: str, rows: int, steps: tuple[int, int]) -> tup
 def _check_alone(toy: Toy, output: str, sizes: Sizes) -> Check:
     """Verify that independent tokens have the distribution of the data, at any number of steps if that is declared."""
     sampler, claim = toy.parts.sampler, "independent tokens follow the distribution of the data"
-    if not (sampler.exact_alone or sampler.exact or sampler.steps is None):
+    if not sampler.alone(toy.parts.kernel):
         rows = sizes.alone // 2
         found, _ = extrapolate(toy, output, rows, sizes.steps)
         value = f"chi {found.distance:.4f} in the limit (chance alone: up to {found.limit:.4f})"

@@ -136,7 +136,7 @@ def _allowed_faults(alone: Toy, output: str) -> list[str]:
         if bool((out >= toy.tokens).any()) or not bool(every.gather(-1, out[..., None]).all()):
             return [f"tokens are drawn that 'allowed' {list(allowed.shape)} excludes"]
     sampler = toy.parts.sampler
-    if not kernel.masks_evenly or sampler.heuristic() is not None or not (sampler.exact_alone or sampler.exact):
+    if not kernel.masks_evenly or sampler.heuristic() is not None or not sampler.alone(kernel):
         return []
     allowed = torch.arange(alone.states) != 0
     out = _run(alone, output, _prior(alone, ROWS, allowed=allowed), steps=3, allowed=allowed)

@@ -57,8 +57,12 @@ def few_steps() -> Tensor:
 )
 def test_weights_are_the_ratio_of_the_law_without_the_condition(cls: Any, name: str) -> None:
     """The mean of the weight over all runs that end in a row is the probability of the row without the condition."""
+    check_weights(*((make(cls), LAW) if cls.exact else (make(cls, steps=3), few_steps())), name)
+
+
+def check_weights(sampler: Any, law: Tensor, name: str) -> None:
+    """``law``: of samples without the condition."""
     more, holds = CONDITIONS[name]
-    sampler, law = (make(cls), LAW) if cls.exact else (make(cls, steps=3), few_steps())
     out = run(sampler, Absorb, rows=ROWS, unconditioned=EVERY, **more)
     weight, code = sampler.log_weight.exp(), codes(out)
     assert bool(holds[code].all())

@@ -27,6 +27,7 @@ SAMPLERS: list[dict[str, Any]] = [
     {"op": "confidence", "steps": 4, "by": "entropy", "block": 2, "temperature": 0.7, "top_p": 0.9},
     {"op": "confidence", "steps": 2, "by": "random"},
     {"op": "ancestral", "steps": 5},
+    {"op": "ancestral", "steps": 3, "positions": "systematic"},
     {"op": "entropy_bound", "gamma": 3.0},
 ]
 

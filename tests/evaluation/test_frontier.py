@@ -97,7 +97,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return placed(tmp_path_factory.mktemp("run"), SMALL)
 
 
-def test_with_a_judge_whose_law_is_known(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("settings", [[], ["positions=systematic"]], ids=["as declared", "systematic"])
+def test_with_a_judge_whose_law_is_known(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str]
+) -> None:
     pytest.importorskip("transformers", reason="the extra 'hub' is not installed")
     tokenizer = load_tokenizer(run)
     law = bigram(tmp_path / "law", tokenizer.decode(range(tokenizer.size)), window=64)
@@ -114,10 +117,14 @@ def test_with_a_judge_whose_law_is_known(run: Path, tmp_path: Path, capsys: pyte
         "--rows",
         "6",
     ]
-    assert cli.run(["eval", str(run), "--frontier", *arguments, "--weights", "fresh", *CPU]) == 0
+    given = [part for text in settings for part in ("--set", text)]
+    assert cli.run(["eval", str(run), "--frontier", *arguments, "--weights", "fresh", *given, *CPU]) == 0
     said = capsys.readouterr().out
-    (record,) = [json.loads(line) for line in (run / "frontier.jsonl").read_text().splitlines()]
-    opened = open_run(run, device="cpu", compile="off", weights="fresh")
+    *_, record = [json.loads(line) for line in (run / "frontier.jsonl").read_text().splitlines()]
+    overrides = [f"sample.{text}" for text in settings]
+    opened = open_run(run, overrides=overrides, device="cpu", compile="off", weights="fresh")
+    assert record["protocol"]["sampler"] == opened.plan.sampler_op
+    assert record["protocol"]["positions"] == ("systematic" if settings else "independent")
 
     def by_hand(rows: Any) -> tuple[float, float, Judged]:
         found = [law.nats([tokenizer.decode(row)], 64) for row in rows]
@@ -152,6 +159,7 @@ def test_with_a_judge_whose_law_is_known(run: Path, tmp_path: Path, capsys: pyte
     assert "Perplexity at the entropy of the data" in page
     assert "generative perplexity over unigram entropy" in page
     assert "At the entropy of held-out text, 4 steps: " in page
+    assert ("0.02, 0.2, 1, sample.positions=systematic" in page) == bool(settings)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,10 @@ def test_with_a_judge_whose_law_is_known(run: Path, tmp_path: Path, capsys: pyte
     [
         (["--frontier"], "give --judge FOLDER"),
         (["--frontier", "--judge", "x", "--draws", "2"], "are for other evaluations: without --frontier"),
-        (["--temperatures", "1"], "--temperatures, --steps and --rows are for --frontier"),
+        (["--temperatures", "1"], "--temperatures, --steps, --rows, --sampler and --set are for --frontier"),
+        (["--set", "top_p=0.9"], "--sampler and --set are for --frontier"),
+        (["--frontier", "--judge", "x", "--set", "positions=even"], "sample.positions: "),
+        (["--frontier", "--judge", "x", "--sampler", "none_such"], "none_such"),
         (["--frontier", "--judge", "x", "--temperatures", "1", "1"], "needs at least two temperatures"),
         (["--frontier", "--judge", "x"], "judge x is neither a folder nor a .gguf file"),
     ],

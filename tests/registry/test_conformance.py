@@ -224,10 +224,12 @@ def test_every_case_is_of_a_registered_component() -> None:
     assert set(CASES) <= set(OWN)
 
 
-def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
-    def part(op: str) -> Part:
+def plan(kernel: str, output: str, objective: str, sampler: str, **keys: str) -> ProcessPlan:
+    """``keys``: of the sampler."""
+
+    def part(op: str, **more: str) -> Part:
         contract = REGISTRY.contract(op)
-        return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {})))
+        return Part(contract, contract.config.model_validate(getattr(REGISTRY.component(op), "example", {}) | more))
 
     cls, noise = REGISTRY.component(kernel), part(kernel)
     own = cls.own_schedule(noise.config)
@@ -235,7 +237,7 @@ def plan(kernel: str, output: str, objective: str, sampler: str) -> ProcessPlan:
     if own is not None:
         contract = REGISTRY.contract(own["op"])
         schedule = Part(contract, contract.config.model_validate({"steps": own["steps"]}))
-    return token_plan(noise, schedule, part(objective), part(sampler), 4, output)
+    return token_plan(noise, schedule, part(objective), part(sampler, **keys), 4, output)
 
 
 def combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
@@ -310,6 +312,25 @@ def test_every_sound_sampler_draws_from_the_data_distribution(found: tuple[str, 
     """Verified on an enumerable toy, for each kernel, output and sampler, with and without blocks."""
     wrong = [check for check in prove_sampler(maker(plan(*found), REGISTRY), found[1], "quick") if check.holds is False]
     assert not wrong
+
+
+def systematic() -> Iterator[Any]:
+    """Return one case per kernel in continuous time, sampler with the key ``positions``, and blocks."""
+    for found in each(0, 3):
+        kernel, _, objective, sampler = found
+        blocks = objective == "block_nelbo"
+        if "positions" in REGISTRY.contract(sampler).config.model_fields and kernel != "steps":
+            quick = sampler == "ancestral" and kernel in ("absorb", "uniform", "power")
+            name = f"{kernel}-{sampler}{'-blocks' * blocks}"
+            yield pytest.param(found, id=name, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("found", list(systematic()))
+def test_every_sampler_with_systematic_positions_draws_from_the_data_distribution(
+    found: tuple[str, str, str, str],
+) -> None:
+    make = maker(plan(*found, positions="systematic"), REGISTRY)
+    assert not [check for check in prove_sampler(make, found[1], "quick") if check.holds is False]
 
 
 def test_a_combination_is_refused_only_for_a_stated_reason() -> None:

@@ -10,7 +10,7 @@ from sedd_graph_registry.sampling.steps import Analytic, Ancestral, Euler, Predi
 from torch import Tensor
 
 from sedd_graph.diffusion.categorical import sharpen
-from sedd_graph.diffusion.draws import Draws
+from sedd_graph.diffusion.draws import Draws, systematic
 from sedd_graph.diffusion.tokens.sampler import Sampler
 from sedd_graph.diffusion.tokens.walk import Walk
 
@@ -53,6 +53,22 @@ def by_step(change: Step) -> dict[str, Any]:
         change(lambda w=walk, t=t, s=s: base.step(self, w, t, s), walk, t, s)
 
     return {"step": step}
+
+
+def independent() -> dict[str, Any]:
+    """Claims that independent tokens are exact at any number of steps."""
+    return {"alone": lambda self, kernel: True}
+
+
+def one_start(plain: Callable[..., None], walk: Walk, steps: int) -> None:
+    """Systematic sampling with one start for all rows."""
+
+    def going(x: Tensor, move: Tensor, *, spread: bool = False) -> Tensor:
+        start = torch.rand(1, 1, generator=walk.generator, dtype=torch.float64).expand(len(move), 1)
+        return systematic(start, move) < move.double()
+
+    walk.draws.going = going
+    plain()
 
 
 def by_walk(change: Callable[[Callable[..., None], Walk, int], None]) -> dict[str, Any]:
@@ -347,6 +363,9 @@ FAULTS = [
     Fault("noise level one step behind", Ancestral, "uniform", "alone", by_step(behind)),
     Fault("positions change together", Analytic, "uniform", "alone", together(1)),
     Fault("rows change together", Analytic, "uniform", "alone", together(0)),
+    Fault("systematic positions called independent", Analytic, "uniform", "alone", independent(), full=True, config={"positions": "systematic"}),
+    Fault("systematic positions called independent, by token", Ancestral, "power", "alone", independent(), config={"positions": "systematic"}),
+    Fault("systematic positions of all rows begin alike", Analytic, "uniform", "alone", by_walk(one_start), config={"positions": "systematic"}),
     Fault("moves ten percent too often", Analytic, "uniform", "alone", faster(1.1)),
     Fault("Euler twenty percent too fast", Euler, "uniform", "alone", faster(1.2), full=True),
     Fault("Euler at half the rate", Euler, "uniform", "alone", faster(0.5)),

@@ -112,6 +112,10 @@ class Drawing(Predictions):
         """Draw uniform numbers in (0, 1], float64 of shape ``[*shape]``."""
         return self.draws.uniform(*shape)
 
+    def going(self, move: Tensor) -> Tensor:
+        """Draw which positions change, each with probability ``move`` [b, l]; bool [b, l]."""
+        return self.draws.going(self.x, move, spread=self._config.spread)
+
     def draw(
         self,
         move: Tensor,
@@ -157,7 +161,7 @@ class Drawing(Predictions):
                 return self.x
             jump = self.draws.begin_jump(self.x, where.double())
         else:
-            jump = self.draws.begin_jump(self.x, move.double() * self.free)
+            jump = self.draws.begin_jump(self.x, move.double() * self.free, spread=self._config.spread)
             counts = self._counts([jump.moving], None if ahead is None else ahead())
         self._drawn = self._end(jump, change, self.x, counts, 0, note)
         return self._drawn
@@ -178,8 +182,9 @@ class Drawing(Predictions):
             if happens := self.read(when):
                 self.put(self.draw(second.move, second.weights, must=second.must))
             return happens
-        jumps = [self.draws.begin_jump(self.x, first.move.double() * self.free)]
-        jumps.append(self.draws.begin_jump(self.x, second.move.double() * self.free, when=when))
+        spread = self._config.spread
+        jumps = [self.draws.begin_jump(self.x, first.move.double() * self.free, spread=spread)]
+        jumps.append(self.draws.begin_jump(self.x, second.move.double() * self.free, when=when, spread=spread))
         counts = self._counts([jump.moving for jump in jumps], when)
         out = self._end(jumps[0], first, self.x, counts, 0, None)
         happens = bool(self.told[0])
@@ -277,7 +282,7 @@ class Drawing(Predictions):
         return allowed, sharp, permitted
 
     def _draw_matching(self, matching: Matching, move: Tensor, weights: NewStates, *, must: bool) -> Tensor:
-        moving = self.draws.going(self.x, move.double() * self.masked)
+        moving = self.going(move.double() * self.masked)
         rows = moving.any(-1)
         hidden = self.masked & rows[:, None]
         waiting = self._waiting

@@ -25,7 +25,7 @@ from torch import Tensor
 from sedd_graph.diffusion.batch import Randomness
 from sedd_graph.diffusion.categorical import categorical
 from sedd_graph.diffusion.conditions.constraint import Matching
-from sedd_graph.diffusion.draws import Jump, Where, placed_uniform
+from sedd_graph.diffusion.draws import Jump, Where, placed_uniform, systematic
 from sedd_graph.diffusion.numerics import take
 from sedd_graph.diffusion.schedule import Schedule
 from sedd_graph.diffusion.tokens.addressed_noise import AGAIN, FRESH, GROUP, SHARED, TURN, AddressedNoise, seed_of
@@ -179,9 +179,9 @@ class NoiseTape(AddressedNoise):
         if self._bridge is not None:
             self._target = self._bridge.rows(step, x)
 
-    def begin_jump(self, x: Tensor, move: Tensor, *, when: Tensor | None = None) -> Jump:
+    def begin_jump(self, x: Tensor, move: Tensor, *, when: Tensor | None = None, spread: bool = False) -> Jump:
         call = self._log.call
-        return Jump(self.going(x, move), call)
+        return Jump(self.going(x, move, spread=spread), call)
 
     def _numbers(self, jump: Jump, where: Where, total: int | None) -> Tensor:
         return where.row  # none are needed: the noise has an address
@@ -193,9 +193,10 @@ class NoiseTape(AddressedNoise):
             raise ValueError("noise tape: a row of weights sums to zero or is not finite")
         return self._tokens(jump.call, weights.log(), where.row, where.place)
 
-    def going(self, x: Tensor, move: Tensor) -> Tensor:
+    def going(self, x: Tensor, move: Tensor, *, spread: bool = False) -> Tensor:
         call = self._next()
-        u = self._changed(call, MOVE, self._uniform(call))
+        own = systematic(placed_uniform(self._seeds[:, None], call, SHARED, 0, MOVE), move) if spread else None
+        u = self._changed(call, MOVE, self._uniform(call) if own is None else own)
         if self._road is not None:
             goes, stays = self._prescribed(self._road, x)
             v = self._uniform(call, AGAIN)

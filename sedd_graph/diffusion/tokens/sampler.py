@@ -6,7 +6,7 @@ A sampler is a loop over a :class:`~sedd_graph.diffusion.tokens.walk.Walk`. Axes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
@@ -18,7 +18,7 @@ from sedd_graph.diffusion.tokens.kernel import CONTINUOUS, ONLY_MASKS, Kernel
 from sedd_graph.diffusion.tokens.walk import T_MIN, Denoise, SamplerConfig, Walk, WalkSettings
 from sedd_graph.errors import SeddGraphError, UserError
 
-__all__ = ["Sampler", "StepSampler", "StepsConfig", "Stepwise", "chosen_steps"]
+__all__ = ["PositionsConfig", "Sampler", "StepSampler", "StepsConfig", "Stepwise", "chosen_steps"]
 
 
 def chosen_steps(given: int | None, declared: int | None) -> int:
@@ -51,6 +51,22 @@ class StepsConfig(SamplerConfig):
 
     Noise removal at the end takes one more network evaluation.
     """
+
+
+class PositionsConfig(StepsConfig):
+    """Config of a sampler whose steps change each position with some probability."""
+
+    positions: Literal["independent", "systematic"] = "independent"
+    """How the positions that change in a step are drawn.
+
+    ``independent``: each by itself. ``systematic``: as far from each other in the row as possible, each with the same
+    probability as before. With few steps, tokens that are drawn together then depend on each other less. For kernels in
+    continuous time.
+    """
+
+    @property
+    def spread(self) -> bool:
+        return self.positions == "systematic"
 
 
 class Sampler(Component, ABC):
@@ -95,6 +111,8 @@ class Sampler(Component, ABC):
                 return CONTINUOUS
             if (self.steps or 0) > kernel.steps:
                 return f"a kernel of at least as many steps as it takes ({self.steps:,})"
+            if self.config.spread:
+                return f"{CONTINUOUS}, since its positions are systematic"
         return ONLY_MASKS if self.needs_mask and not kernel.masks_evenly else None
 
     def heuristic(self) -> str | None:
@@ -102,6 +120,16 @@ class Sampler(Component, ABC):
         if self.config.temperature != 1 or self.config.top_p != 1:
             return "temperature and top_p change the distribution of the tokens"
         return None
+
+    def alone(self, kernel: Kernel) -> bool:
+        """Return whether samples of independent tokens have the model's distribution at any number of steps.
+
+        With positions that do not change independently they do if the kernel masks all tokens at one rate: only then is a
+        token independent of the step in which it is drawn.
+        """
+        if self.exact or self.steps is None:
+            return True
+        return self.exact_alone and (kernel.masks_evenly or not self.config.spread)
 
     @property
     def order(self) -> float:

@@ -69,6 +69,11 @@ class SamplerConfig(Conditions):
     The nucleus is the smallest set of most likely tokens whose probabilities sum to at least this value.
     """
 
+    @property
+    def spread(self) -> bool:
+        """Whether the positions that change in a step are spread evenly over each row, in place of independent."""
+        return False
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WalkSettings:
