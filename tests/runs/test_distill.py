@@ -60,7 +60,7 @@ SIX = {
     "mdlm-tiny": [],
     "sedd-uniform-tiny": [],
     "mixture-tiny": [],
-    "power-tiny": [],
+    "power-tiny": ["sample.positions=systematic"],
     "bd3lm-tiny": [],
     "did-tiny": ["data.rows=stream"],
 }
