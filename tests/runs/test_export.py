@@ -114,6 +114,26 @@ def test_every_sampler_draws_the_tokens_of_the_run(exported: Path, run: Run) -> 
     assert all(found.values()), found
 
 
+@pytest.mark.parametrize(
+    ("name", "op"), [("mdlm-tiny", "ancestral"), ("mdlm-tiny", "psi"), ("bd3lm-tiny", "ancestral")]
+)
+def test_systematic_positions_are_exported(name: str, op: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra 'hub' is not installed")
+    from transformers import GenerationConfig
+
+    small = SMALL if name == "mdlm-tiny" else ()
+    made = random_run(tmp_path / "run", name, *small, f"sample={{op: {op}, positions: systematic}}")
+    export_run(made.path, tmp_path / "out", device=CPU, format="transformers")
+    assert (
+        f"\"spread\": sampler in ('{op}',)," in (tmp_path / "out" / f"modeling_{name.replace('-', '_')}.py").read_text()
+    )
+    with _package(tmp_path / "out"):
+        model = _opened(tmp_path / "out")
+        model.generation_config = GenerationConfig.from_pretrained(tmp_path / "out")
+        rows = made.engine.sample(2, 8, seed=5, steps=3)
+        assert torch.equal(model.generate(length=8, batch_size=2, seed=5, steps=3), rows)
+
+
 def test_code_that_computes_something_else_is_not_accepted(exported: Path, run: Run, tmp_path: Path) -> None:
     for file in exported.iterdir():
         text = file.read_bytes()

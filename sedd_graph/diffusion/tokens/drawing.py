@@ -70,7 +70,7 @@ class Drawing(Predictions):
     def __init__(self, denoise: Denoise, x: Tensor, settings: WalkSettings, config: SamplerConfig) -> None:
         super().__init__(denoise, x, settings)
         kernel, matching = settings.kernel, settings.matching
-        self._config, self.told = config, list[float]()
+        self._config, self._spread, self.told = config, config.spread, list[float]()
         data = torch.arange(kernel.states, device=x.device) != (-1 if kernel.mask is None else kernel.mask)
         self._allowed = data if settings.allowed is None else data & settings.allowed
         self.weights: ImportanceWeights | None = None
@@ -114,7 +114,7 @@ class Drawing(Predictions):
 
     def going(self, move: Tensor) -> Tensor:
         """Draw which positions change, each with probability ``move`` [b, l]; bool [b, l]."""
-        return self.draws.going(self.x, move, spread=self._config.spread)
+        return self.draws.going(self.x, move, spread=self._spread)
 
     def draw(
         self,
@@ -161,7 +161,7 @@ class Drawing(Predictions):
                 return self.x
             jump = self.draws.begin_jump(self.x, where.double())
         else:
-            jump = self.draws.begin_jump(self.x, move.double() * self.free, spread=self._config.spread)
+            jump = self.draws.begin_jump(self.x, move.double() * self.free, spread=self._spread)
             counts = self._counts([jump.moving], None if ahead is None else ahead())
         self._drawn = self._end(jump, change, self.x, counts, 0, note)
         return self._drawn
@@ -182,7 +182,7 @@ class Drawing(Predictions):
             if happens := self.read(when):
                 self.put(self.draw(second.move, second.weights, must=second.must))
             return happens
-        spread = self._config.spread
+        spread = self._spread
         jumps = [self.draws.begin_jump(self.x, first.move.double() * self.free, spread=spread)]
         jumps.append(self.draws.begin_jump(self.x, second.move.double() * self.free, when=when, spread=spread))
         counts = self._counts([jump.moving for jump in jumps], when)

@@ -126,6 +126,7 @@ def write_model(
         "made": made,
         "run": [*run, f"return {returned[0]}"],
         "default": own[0],
+        "spread": tuple(k for k in own if samplers[k].config.spread),
         "steps": parts.sampler.steps,
     }
     classes = [*other_classes(names).values(), *network.classes.values()]

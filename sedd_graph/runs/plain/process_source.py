@@ -33,12 +33,12 @@ __all__ = ["ProcessSource"]
 class _Walk:
     """Constructor of the exported walk."""
 
-    def init(self, denoise, x, free, kernel, schedule, generator, allowed, temperature, top_p, timeless=False):  # type: ignore[no-untyped-def]  # exported without annotations
+    def init(self, denoise, x, free, kernel, schedule, generator, allowed, temperature, top_p, spread, timeless=False):  # type: ignore[no-untyped-def]  # exported without annotations
         """Start from the rows ``x``, int64 [b, l]; only positions in ``free``, bool [b, l], change."""
         self.x, self.free, self.kernel, self.schedule = x, free, kernel, schedule
         self.draws = Draws(generator)
         self.generator, self.timeless = generator, timeless
-        self.temperature, self.top_p = temperature, top_p
+        self.temperature, self.top_p, self._spread = temperature, top_p, spread
         self.evaluations = self._steps = 0
         self._check = OutputCheck(x.device)
         self._readings = Readings(free, kernel.states, tabular=kernel.tabular)

@@ -212,6 +212,7 @@ _GENERATE = '''    @torch.no_grad()
             "allowed": {data},
             "temperature": 1.0 if temperature is None else temperature,
             "top_p": 1.0 if top_p is None else top_p,
+            "spread": sampler in {spread},
         }}
 {walk}'''
 
@@ -385,6 +386,7 @@ def _generate(values: Mapping[str, Any]) -> str:
         free_doc="the mask (or -1)" if masks else "-1",
         steps_doc=" per block" if block is not None else "",
         default=values["default"],
+        spread=values["spread"],
         steps=values["steps"] or 1,
         mask_too=", kernel.mask" if masks else "",
         whole="length" if block is None else f"-(-length // {block}) * {block}",
