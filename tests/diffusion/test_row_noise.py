@@ -67,22 +67,25 @@ def drawn(sampler: Any, kernel: Any, seeds: Tensor, visible: Tensor) -> list[lis
     [*(each(s, Absorb) for s in MASKED), *(each(s, Uniform) for s in ANY)],
 )
 def test_a_row_depends_neither_on_its_neighbours_nor_on_padding(sampler: Any, kernel: Any) -> None:
-    made, k = make(sampler), kernel_of(kernel)
-    few = SEEDS[:3] if sampler is Uniformization else SEEDS
-    lengths = LENGTHS[: len(few)]
-    width = int(lengths.max())
-    right = torch.arange(width) < lengths[:, None]
+    check_alone(make(sampler), kernel_of(kernel), 3 if sampler is Uniformization else len(SEEDS))
+
+
+def check_alone(made: Any, kernel: Any, count: int = len(SEEDS)) -> list[list[int]]:
+    """Return ``count`` rows that are drawn each by itself, and assert that they are the same in batches with padding."""
+    seeds, lengths = SEEDS[:count], LENGTHS[:count]
+    right = torch.arange(int(lengths.max())) < lengths[:, None]
     alone = [
-        drawn(made, k, seed[None], torch.ones(1, int(length), dtype=torch.bool))[0]
-        for seed, length in zip(few, lengths, strict=True)
+        drawn(made, kernel, seed[None], torch.ones(1, int(length), dtype=torch.bool))[0]
+        for seed, length in zip(seeds, lengths, strict=True)
     ]
-    assert drawn(made, k, few, right) == alone
-    assert drawn(made, k, few, right.flip(1)) == alone  # padding on the left
-    order = torch.tensor([2, 0, 1] if len(few) == 3 else [3, 5, 1, 0, 4, 2])
-    assert drawn(made, k, few[order], right[order]) == [alone[i] for i in order]
+    assert drawn(made, kernel, seeds, right) == alone
+    assert drawn(made, kernel, seeds, right.flip(1)) == alone  # padding on the left
+    order = torch.tensor([2, 0, 1] if count == 3 else [3, 5, 1, 0, 4, 2])
+    assert drawn(made, kernel, seeds[order], right[order]) == [alone[i] for i in order]
     assert all(2 not in row for row in alone)
-    other = drawn(made, k, few + 1000, right)
-    assert sum(a != b for a, b in zip(alone, other, strict=True)) >= len(few) - 2  # the seed is what decides
+    other = drawn(made, kernel, seeds + 1000, right)
+    assert sum(a != b for a, b in zip(alone, other, strict=True)) >= count - 2  # the seed is what decides
+    return alone
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,8 @@ class NoiseTape(AddressedNoise):
 
     def going(self, x: Tensor, move: Tensor, *, spread: bool = False) -> Tensor:
         call = self._next()
-        own = systematic(placed_uniform(self._seeds[:, None], call, SHARED, 0, MOVE), move) if spread else None
-        u = self._changed(call, MOVE, self._uniform(call) if own is None else own)
+        row = placed_uniform(self._seeds[:, None], call, SHARED, 0, MOVE)
+        u = self._changed(call, MOVE, systematic(row, move) if spread else self._uniform(call))
         if self._road is not None:
             goes, stays = self._prescribed(self._road, x)
             v = self._uniform(call, AGAIN)
